@@ -1,0 +1,5 @@
+"""AutoFocusFormer backbone."""
+
+from .aff import AutoFocusFormer
+
+__all__ = ["AutoFocusFormer"]

@@ -1,0 +1,117 @@
+"""Every configuration key this plugin adds to Detectron2's defaults."""
+
+from detectron2.config import CfgNode as CN
+
+
+def add_aff_config(cfg: CN) -> None:
+    """Add the keys of AutoFocusFormer and of its head to ``cfg``, in place.
+
+    Call it right after ``detectron2.config.get_cfg()`` and before merging a file.
+    Symbols in the comments are those of the paper (arXiv 2304.12406).
+    """
+    _add_backbone(cfg)
+    _add_head(cfg)
+    _add_solver(cfg)
+    _add_input(cfg)
+
+
+def _add_backbone(cfg: CN) -> None:
+    aff = cfg.MODEL.AFF = CN()
+    # Sizes of the four stages.
+    aff.EMBED_DIM = [32, 128, 256, 384]
+    aff.DEPTHS = [2, 2, 6, 2]
+    aff.NUM_HEADS = [2, 4, 8, 16]
+    aff.MLP_RATIO = 2.0
+    # Tokens per balanced cluster, and tokens wanted in a neighbourhood per stage:
+    # a token attends its NBHD_SIZE / CLUSTER_SIZE nearest clusters.
+    aff.CLUSTER_SIZE = 8
+    aff.NBHD_SIZE = [48, 48, 48, 48]
+    # Initial value of the layer-scale vectors; 0 builds none.
+    aff.LAYER_SCALE = 0.0
+    # Weight of the learned importance against the grid prior (alpha).
+    aff.ALPHA = 4.0
+    # Share of the tokens kept by each downsampling.
+    aff.DS_RATE = 0.25
+    # Always keep the coarse grid of tokens that connects distant regions.
+    aff.RESERVE = True
+    # Dropout on token features; dropout on attention weights (must stay 0); stochastic depth.
+    aff.DROP_RATE = 0.0
+    aff.ATTN_DROP_RATE = 0.0
+    aff.DROP_PATH_RATE = 0.0
+    # LayerNorm after the patch embedding.
+    aff.PATCH_NORM = True
+    # Levels handed to the head.
+    aff.OUT_FEATURES = ["res2", "res3", "res4", "res5"]
+    # Exponent of inverse-distance interpolation in the pixel decoder, on distances, and
+    # whether each layer learns its own.
+    aff.SHEPARD_POWER = 6.0
+    aff.SHEPARD_POWER_LEARNABLE = True
+
+
+def _add_head(cfg: CN) -> None:
+    head = cfg.MODEL.SEM_SEG_HEAD
+    head.PIXEL_DECODER_NAME = "MSDeformAttnPixelDecoder"
+    head.MASK_DIM = 256
+    # Pixel decoder: levels, layers, heads and sampling points of deformable attention.
+    head.DEFORMABLE_TRANSFORMER_ENCODER_IN_FEATURES = ["res3", "res4", "res5"]
+    head.TRANSFORMER_ENC_LAYERS = 6
+    head.DEFORMABLE_TRANSFORMER_ENCODER_N_HEADS = 8
+    head.DEFORMABLE_TRANSFORMER_ENCODER_N_POINTS = 4
+    head.DEFORMABLE_TRANSFORMER_ENCODER_DIM_FEEDFORWARD = 1024
+
+    mask_former = cfg.MODEL.MASK_FORMER = CN()
+    mask_former.TRANSFORMER_DECODER_NAME = "MultiScaleMaskedTransformerDecoder"
+    mask_former.HIDDEN_DIM = 256
+    mask_former.NUM_OBJECT_QUERIES = 100
+    mask_former.NHEADS = 8
+    mask_former.DIM_FEEDFORWARD = 2048
+    # Decoder layers, counting the prediction made before the first: DEC_LAYERS - 1 are built.
+    mask_former.DEC_LAYERS = 10
+    # Batches are padded with zeros to a multiple of this many pixels.
+    mask_former.SIZE_DIVISIBILITY = 32
+    # Loss and matching weights.
+    mask_former.DEEP_SUPERVISION = True
+    mask_former.NO_OBJECT_WEIGHT = 0.1
+    mask_former.CLASS_WEIGHT = 2.0
+    mask_former.MASK_WEIGHT = 5.0
+    mask_former.DICE_WEIGHT = 5.0
+    # Points per mask in matching and loss, and how they are chosen.
+    mask_former.TRAIN_NUM_POINTS = 12544
+    mask_former.OVERSAMPLE_RATIO = 3.0
+    mask_former.IMPORTANCE_SAMPLE_RATIO = 0.75
+
+    test = mask_former.TEST = CN()
+    test.SEMANTIC_ON = True
+    test.INSTANCE_ON = False
+    test.PANOPTIC_ON = False
+    # Panoptic: least class probability of a query; least share of a segment left visible.
+    test.OBJECT_MASK_THRESHOLD = 0.8
+    test.OVERLAP_THRESHOLD = 0.8
+
+
+def _add_solver(cfg: CN) -> None:
+    solver = cfg.SOLVER
+    solver.OPTIMIZER = "ADAMW"
+    # Learning rate of every module whose name contains "backbone", relative to BASE_LR.
+    solver.BACKBONE_MULTIPLIER = 0.1
+    # Weight decay of nn.Embedding; WEIGHT_DECAY_NORM is Detectron2's.
+    solver.WEIGHT_DECAY_EMBED = 0.0
+    # Polynomial decay, used by LR_SCHEDULER_NAME: WarmupPolyLR.
+    solver.POLY_LR_POWER = 0.9
+    solver.POLY_LR_CONSTANT_ENDING = 0.0
+
+
+def _add_input(cfg: CN) -> None:
+    inp = cfg.INPUT
+    # Training mapper, one of aff_seg.data.MAPPERS.
+    inp.DATASET_MAPPER_NAME = "mask_former_panoptic"
+    # Photometric augmentation of SSD.
+    inp.COLOR_AUG_SSD = False
+    # Largest share of a crop one class may take (1.0: any).
+    inp.CROP.SINGLE_CATEGORY_MAX_AREA = 1.0
+    # Training images are padded to exactly this many pixels a side; -1: not at all.
+    inp.SIZE_DIVISIBILITY = -1
+    # Large-scale jitter.
+    inp.IMAGE_SIZE = 1024
+    inp.MIN_SCALE = 0.1
+    inp.MAX_SCALE = 2.0

@@ -1,0 +1,237 @@
+"""The operators of AFF. Modules call these and nothing below them.
+
+A neighbourhood is ``(clusters, m)``: member t of cluster c is token ``c * m + t``, absent when
+that is N or more, N being the number of tokens. Explicit neighbour lists are the case m = 1.
+Positions are (x, y) in stride-4 pixels of the canvas; squared distances are in the square of
+that unit. Integer arguments may be int32 or int64; returned indices are int32.
+
+Source: AutoFocusFormer, arXiv 2304.12406.
+"""
+
+from torch import Tensor
+
+from . import reference
+from .reference import relative_features
+
+__all__ = [
+    "active_paths",
+    "cluster_attention",
+    "deformable_points",
+    "knn",
+    "point_conv",
+    "relative_features",
+    "shepard_interpolate",
+]
+
+
+def active_paths() -> dict[str, str]:
+    """Which implementation each operator runs on, for reports."""
+    names = ("knn", "cluster_attention", "point_conv", "shepard_interpolate", "deformable_points")
+    return {name: "reference (PyTorch)" for name in names}
+
+
+def _check(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(message)
+
+
+def _check_shape(name: str, tensor: Tensor, shape: tuple[int | None, ...], legend: str) -> None:
+    fits = tensor.dim() == len(shape) and all(
+        want is None or got == want for got, want in zip(tensor.shape, shape, strict=True)
+    )
+    _check(fits, f"{name} must have shape {legend}, got {tuple(tensor.shape)}")
+
+
+def knn(query: Tensor, database: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k nearest points of each query, exactly.
+
+    Args:
+        query: ``(B, Q, 2)`` positions.
+        database: ``(B, N, 2)`` positions, of the same dtype.
+        k: number of neighbours, from 1 to N.
+
+    Returns:
+        index ``(B, Q, k)`` int32 into the database, nearest first, ties to the lower index;
+        squared distance ``(B, Q, k)``. Neither is differentiable.
+
+    Raises:
+        ValueError: for a wrong shape or k.
+    """
+    _check_shape("query", query, (None, None, 2), "(B, Q, 2)")
+    _check_shape("database", database, (query.shape[0], None, 2), "(B, N, 2)")
+    _check(1 <= k <= database.shape[1], f"k must be 1 to {database.shape[1]}, got {k}")
+    return reference.knn(query.detach(), database.detach(), k)
+
+
+def cluster_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    pos: Tensor,
+    clusters: Tensor,
+    m: int,
+    pos_weight: Tensor,
+    pos_bias: Tensor,
+    blank_k: Tensor,
+    blank_v: Tensor,
+) -> Tensor:
+    """Multi-head attention of every token over its nearest clusters and one blank token.
+
+    The logit of token i for neighbour j is ``q_i . k_j / sqrt(D)`` plus the position term
+    ``pos_weight @ relative_features(p_j - p_i) + pos_bias``; for the blank token it is
+    ``q_i . blank_k / sqrt(D)``.
+
+    Args:
+        q, k, v: ``(B, N, heads, D)``.
+        pos: ``(B, N, 2)`` positions.
+        clusters: ``(B, N, R)`` clusters of each token's neighbourhood.
+        m: tokens per cluster.
+        pos_weight, pos_bias: ``(heads, 5)`` and ``(heads,)``.
+        blank_k, blank_v: ``(heads * D,)``.
+
+    Returns:
+        ``(B, N, heads, D)``, differentiable in everything but ``pos``.
+
+    Raises:
+        ValueError: for a wrong shape or m.
+    """
+    _check_shape("q", q, (None, None, None, None), "(B, N, heads, D)")
+    batch, num_tokens, heads, dim = q.shape
+    _check_shape("k", k, q.shape, "of q")
+    _check_shape("v", v, q.shape, "of q")
+    _check_shape("pos", pos, (batch, num_tokens, 2), "(B, N, 2)")
+    _check_shape("clusters", clusters, (batch, num_tokens, None), "(B, N, R)")
+    _check_shape("pos_weight", pos_weight, (heads, 5), "(heads, 5)")
+    _check_shape("pos_bias", pos_bias, (heads,), "(heads,)")
+    _check_shape("blank_k", blank_k, (heads * dim,), "(heads * D,)")
+    _check_shape("blank_v", blank_v, (heads * dim,), "(heads * D,)")
+    _check(m >= 1, f"m must be at least 1, got {m}")
+    return reference.cluster_attention(
+        q, k, v, pos, clusters, m, pos_weight, pos_bias, blank_k, blank_v
+    )
+
+
+def point_conv(
+    feat: Tensor,
+    score: Tensor | None,
+    pos: Tensor,
+    centre: Tensor,
+    clusters: Tensor,
+    m: int,
+    weight: Tensor,
+    bias: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    *,
+    norm_eps: float = 1e-5,
+    sign: int = 1,
+) -> Tensor:
+    """Sums of neighbours' features, weighted by a small network on their relative position.
+
+    With ``w_j = GELU(LayerNorm(weight @ relative_features(sign * (p_j - p_c)) + bias)) * s_j``,
+    the result at centre c is the outer product ``sum_j w_j x_j``.
+
+    Args:
+        feat: ``(B, N, C)`` features x.
+        score: ``(B, N)`` factors s, or None for 1.
+        pos: ``(B, N, 2)`` positions.
+        centre: ``(B, Q)`` token index of each centre.
+        clusters: ``(B, Q, R)`` clusters of each centre's neighbourhood.
+        m: tokens per cluster.
+        weight, bias: ``(I, 5)`` and ``(I,)``; I is 4 in AFF.
+        norm_weight, norm_bias, norm_eps: the LayerNorm over I.
+        sign: 1 for neighbour minus centre, -1 for centre minus neighbour.
+
+    Returns:
+        ``(B, Q, I, C)``, differentiable in feat, score and the four parameters.
+
+    Raises:
+        ValueError: for a wrong shape, m or sign.
+    """
+    _check_shape("feat", feat, (None, None, None), "(B, N, C)")
+    batch, num_tokens, _ = feat.shape
+    if score is not None:
+        _check_shape("score", score, (batch, num_tokens), "(B, N)")
+    _check_shape("pos", pos, (batch, num_tokens, 2), "(B, N, 2)")
+    _check_shape("centre", centre, (batch, None), "(B, Q)")
+    _check_shape("clusters", clusters, (batch, centre.shape[1], None), "(B, Q, R)")
+    _check_shape("weight", weight, (None, 5), "(I, 5)")
+    for name, tensor in (("bias", bias), ("norm_weight", norm_weight), ("norm_bias", norm_bias)):
+        _check_shape(name, tensor, (weight.shape[0],), "(I,)")
+    _check(m >= 1, f"m must be at least 1, got {m}")
+    _check(sign in (1, -1), f"sign must be 1 or -1, got {sign}")
+    return reference.point_conv(
+        feat, score, pos, centre, clusters, m, weight, bias, norm_weight, norm_bias, norm_eps, sign
+    )
+
+
+def shepard_interpolate(
+    feat: Tensor, pos: Tensor, query: Tensor, index: Tensor, power: Tensor | float
+) -> Tensor:
+    """Inverse-distance interpolation of tokens at query positions.
+
+    Weights are ``1 / (d2 ** power + 1e-11)``, normalised, d2 being the squared distance.
+
+    Args:
+        feat: ``(B, N, C)`` features.
+        pos: ``(B, N, 2)`` positions.
+        query: ``(B, Q, 2)`` positions.
+        index: ``(B, Q, K)`` tokens to read for each query.
+        power: exponent on the squared distance.
+
+    Returns:
+        ``(B, Q, C)``.
+
+    Raises:
+        ValueError: for a wrong shape.
+    """
+    _check_shape("feat", feat, (None, None, None), "(B, N, C)")
+    batch, num_tokens, _ = feat.shape
+    _check_shape("pos", pos, (batch, num_tokens, 2), "(B, N, 2)")
+    _check_shape("query", query, (batch, None, 2), "(B, Q, 2)")
+    _check_shape("index", index, (batch, query.shape[1], None), "(B, Q, K)")
+    return reference.shepard_interpolate(feat, pos, query, index, power)
+
+
+def deformable_points(
+    value: Tensor,
+    pos: Tensor,
+    table: Tensor,
+    location: Tensor,
+    weight: Tensor,
+    power: Tensor | float,
+) -> Tensor:
+    """Multi-scale deformable attention whose values lie on scattered tokens.
+
+    A sampling location reads, at its level, the tokens that ``table`` lists for the canvas
+    pixel nearest to it (rounding half to even, clamped to the canvas), and takes their
+    inverse-distance mean as :func:`shepard_interpolate` does, from the unclamped location.
+
+    Args:
+        value: ``(B, N, heads, D)`` values, all levels one after the other.
+        pos: ``(B, N, 2)`` positions, in the same order.
+        table: ``(B, L, H, W, K)`` nearest tokens of each level at each canvas pixel, as indices
+            into N; -1 where the level has fewer than K.
+        location: ``(B, Q, heads, L, P, 2)`` sampling locations, (x, y) in canvas pixels.
+        weight: ``(B, Q, heads, L, P)`` attention weights.
+        power: exponent on the squared distance, a number or a tensor of one element.
+
+    Returns:
+        ``(B, Q, heads, D)``, differentiable in value, location, weight and power. At distance 0
+        the gradients through the inverse distance are 0.
+
+    Raises:
+        ValueError: for a wrong shape.
+    """
+    _check_shape("value", value, (None, None, None, None), "(B, N, heads, D)")
+    batch, num_tokens, heads, _ = value.shape
+    _check_shape("pos", pos, (batch, num_tokens, 2), "(B, N, 2)")
+    _check_shape("table", table, (batch, None, None, None, None), "(B, L, H, W, K)")
+    _check_shape(
+        "location",
+        location,
+        (batch, None, heads, table.shape[1], None, 2),
+        "(B, Q, heads, L, P, 2)",
+    )
+    _check_shape("weight", weight, location.shape[:-1], "(B, Q, heads, L, P)")
+    return reference.deformable_points(value, pos, table, location, weight, power)
