@@ -62,32 +62,28 @@ def relative_features(delta: Tensor) -> Tensor:
     return torch.stack((dx, dy, r, dy * inverse, dx * inverse), dim=-1)
 
 
-def _blocks(x: Tensor, m: int) -> Tensor:
-    """(B, N, C) to (B * clusters, m * C): one row per cluster, the last one zero-padded."""
-    batch, num_tokens, channels = x.shape
-    num_clusters = -(-num_tokens // m)
-    x = F.pad(x, (0, 0, 0, num_clusters * m - num_tokens))
-    return x.reshape(batch * num_clusters, m * channels)
+def _members(clusters: Tensor, m: int, num_tokens: int) -> tuple[Tensor, Tensor]:
+    """Tokens of neighbourhoods, (B, Q, R) to (B, Q, R * m) int64, and which of them exist.
+
+    Those absent from a short last cluster are clamped to a token that does.
+    """
+    member = clusters.long()[..., None] * m + torch.arange(m, device=clusters.device)
+    member = member.flatten(2)
+    return member.clamp_max(num_tokens - 1), member < num_tokens
 
 
-class _Neighbourhood:
-    """Reads values of the members of ``(clusters, m)`` for one chunk of queries."""
+def _weighted_sum(rows: Tensor, index: Tensor, weight: Tensor) -> Tensor:
+    """``out[i] = sum_k weight[i, k] * rows[index[i, k]]`` without storing the gathered rows.
 
-    def __init__(self, clusters: Tensor, m: int, num_tokens: int):
-        batch, self.num_queries, _ = clusters.shape
-        num_clusters = -(-num_tokens // m)
-        self.m = m
-        self.batch = batch
-        first = num_clusters * torch.arange(batch, device=clusters.device)
-        self.rows = (clusters.long() + first[:, None, None]).flatten()
-        member = clusters.long()[..., None] * m + torch.arange(m, device=clusters.device)
-        #: (B, Q, R * m), False at the absent members of a short last cluster.
-        self.present = member.flatten(2) < num_tokens
-
-    def read(self, blocks: Tensor) -> Tensor:
-        """Rows of :func:`_blocks` to (B, Q, R * m, C)."""
-        channels = blocks.shape[1] // self.m
-        return F.embedding(self.rows, blocks).view(self.batch, self.num_queries, -1, channels)
+    ``rows`` is (M, C), ``index`` and ``weight`` are (..., K); the result is (..., C).
+    """
+    out = F.embedding_bag(
+        index.reshape(-1, index.shape[-1]).long(),
+        rows,
+        mode="sum",
+        per_sample_weights=weight.to(rows).reshape(-1, index.shape[-1]),
+    )
+    return out.view(*index.shape[:-1], rows.shape[1])
 
 
 def cluster_attention(
@@ -107,19 +103,21 @@ def cluster_attention(
     channels = heads * dim
     q = q * dim**-0.5
     blank_logit = torch.einsum("bnhd,hd->bnh", q, blank_k.view(heads, dim))
-    kv_blocks = _blocks(torch.cat((k.flatten(2), v.flatten(2)), -1), m)
-    pos_blocks = _blocks(pos, m)
+    k_rows, v_rows, flat_pos = k.flatten(0, 1).flatten(1), v.reshape(-1, dim), pos.reshape(-1, 2)
+    first = num_tokens * torch.arange(batch, device=q.device)[:, None, None]
+    head = torch.arange(heads, device=q.device)[:, None]
     out = []
-    for part in _chunks(num_tokens, 2 * batch * clusters.shape[2] * m * channels):
-        near = _Neighbourhood(clusters[:, part], m, num_tokens)
-        near_kv = near.read(kv_blocks).unflatten(-1, (2, heads, dim))
-        near_k, near_v = near_kv.unbind(-3)
-        relative = relative_features(near.read(pos_blocks) - pos[:, part, None])
+    for part in _chunks(num_tokens, batch * clusters.shape[2] * m * channels):
+        member, present = _members(clusters[:, part], m, num_tokens)
+        row = member + first
+        near_k = F.embedding(row, k_rows).unflatten(-1, (heads, dim))
+        relative = relative_features(flat_pos[row] - pos[:, part, None])
         logit = (q[:, part, None] * near_k).sum(-1) + F.linear(relative, pos_weight, pos_bias)
-        logit = logit.masked_fill(~near.present[..., None], -torch.inf)
+        logit = logit.masked_fill(~present[..., None], -torch.inf)
         logit = torch.cat((logit, blank_logit[:, part, None]), dim=2)
         weight = logit.softmax(dim=2)
-        attended = (weight[:, :, :-1, :, None] * near_v).sum(2)
+        row = row[:, :, None] * heads + head
+        attended = _weighted_sum(v_rows, row, weight[:, :, :-1].transpose(2, 3))
         out.append(attended + weight[:, :, -1, :, None] * blank_v.view(heads, dim))
     return torch.cat(out, 1)
 
@@ -141,21 +139,23 @@ def point_conv(
     """Position-weighted sums of neighbours; see :func:`aff_seg.ops.point_conv`."""
     batch, num_tokens, channels = feat.shape
     num_queries = centre.shape[1]
-    values = feat if score is None else torch.cat((feat, score[..., None]), -1)
-    value_blocks = _blocks(values, m)
-    pos_blocks = _blocks(pos, m)
+    inner = weight.shape[0]
+    rows = feat.reshape(-1, channels)
+    first = num_tokens * torch.arange(batch, device=feat.device)[:, None, None]
     centre_pos = pos.gather(1, centre.long()[..., None].expand(-1, -1, 2))
+    flat_pos = pos.reshape(-1, 2)
     out = []
-    for part in _chunks(num_queries, batch * clusters.shape[2] * m * channels):
-        near = _Neighbourhood(clusters[:, part], m, num_tokens)
-        near_values = near.read(value_blocks)
-        relative = relative_features(sign * (near.read(pos_blocks) - centre_pos[:, part, None]))
+    for part in _chunks(num_queries, batch * clusters.shape[2] * m * inner * 8):
+        member, present = _members(clusters[:, part], m, num_tokens)
+        row = member + first
+        relative = relative_features(sign * (flat_pos[row] - centre_pos[:, part, None]))
         w = F.linear(relative, weight, bias)
-        w = F.gelu(F.layer_norm(w, (w.shape[-1],), norm_weight, norm_bias, norm_eps))
+        w = F.gelu(F.layer_norm(w, (inner,), norm_weight, norm_bias, norm_eps))
+        w = w * present[..., None]
         if score is not None:
-            w = w * near_values[..., channels:]
-        w = w * near.present[..., None]
-        out.append(torch.einsum("bqki,bqkc->bqic", w, near_values[..., :channels]))
+            w = w * score.reshape(-1)[row][..., None]
+        row = row[:, :, None].expand(-1, -1, inner, -1)
+        out.append(_weighted_sum(rows, row, w.transpose(2, 3)))
     return torch.cat(out, 1)
 
 
@@ -170,17 +170,12 @@ def shepard_interpolate(
     feat: Tensor, pos: Tensor, query: Tensor, index: Tensor, power: Tensor | float
 ) -> Tensor:
     """Inverse-distance mean of listed tokens; see :func:`aff_seg.ops.shepard_interpolate`."""
-    batch, num_queries, num_near = index.shape
-    channels = feat.shape[2]
-    feat_blocks, pos_blocks = _blocks(feat, 1), _blocks(pos, 1)
-    out = []
-    for part in _chunks(num_queries, batch * num_near * channels):
-        near = _Neighbourhood(index[:, part], 1, feat.shape[1])
-        d2 = (near.read(pos_blocks) - query[:, part, None]).square().sum(-1)
-        weight = _inverse_distance(d2, power)
-        weight = weight / weight.sum(-1, keepdim=True)
-        out.append(torch.einsum("bqk,bqkc->bqc", weight.to(feat), near.read(feat_blocks)))
-    return torch.cat(out, 1)
+    batch, num_tokens, channels = feat.shape
+    row = index.long() + num_tokens * torch.arange(batch, device=feat.device)[:, None, None]
+    near = pos.reshape(-1, 2)[row]
+    weight = _inverse_distance((near - query[:, :, None]).square().sum(-1), power)
+    weight = weight / weight.sum(-1, keepdim=True)
+    return _weighted_sum(feat.reshape(-1, channels), row, weight)
 
 
 def deformable_points(
@@ -196,24 +191,21 @@ def deformable_points(
     _, levels, height, width, near = table.shape
     num_queries, points = location.shape[1], location.shape[4]
     pixel_limit = location.new_tensor([width - 1, height - 1])
-    image = torch.arange(batch, device=value.device).view(-1, 1, 1, 1)
-    head = torch.arange(heads, device=value.device).view(1, 1, -1, 1, 1)
+    image = torch.arange(batch, device=value.device).view(-1, 1, 1, 1, 1)
+    head = torch.arange(heads, device=value.device).view(1, 1, -1, 1, 1, 1)
+    level = torch.arange(levels, device=value.device).view(1, 1, 1, -1, 1)
     rows = value.reshape(batch * num_tokens * heads, dim)
     flat_pos = pos.reshape(batch * num_tokens, 2)
     out = []
-    for part in _chunks(num_queries, batch * heads * points * near * dim):
-        total = 0.0
-        for level in range(levels):
-            loc = location[:, part, :, level]
-            x, y = loc.detach().round().clamp(min=0).minimum(pixel_limit).long().unbind(-1)
-            token = table[:, level][image, y, x].long()
-            present = token >= 0
-            token = token.clamp_min(0) + image[..., None] * num_tokens
-            d2 = (loc[..., None, :] - flat_pos[token]).square().sum(-1)
-            nearness = _inverse_distance(d2, power) * present
-            share = nearness / nearness.sum(-1, keepdim=True)
-            share = share * weight[:, part, :, level, :, None]
-            near_value = F.embedding(token * heads + head, rows)
-            total = total + torch.einsum("bqhpk,bqhpkd->bqhd", share, near_value)
-        out.append(total)
+    for part in _chunks(num_queries, batch * heads * levels * points * near * 8):
+        loc = location[:, part]
+        x, y = loc.detach().round().clamp(min=0).minimum(pixel_limit).long().unbind(-1)
+        token = table[image, level, y, x].long()
+        present = token >= 0
+        token = token.clamp_min(0) + image[..., None] * num_tokens
+        d2 = (loc[..., None, :] - flat_pos[token]).square().sum(-1)
+        nearness = _inverse_distance(d2, power) * present
+        share = nearness / nearness.sum(-1, keepdim=True) * weight[:, part, ..., None]
+        row = token * heads + head
+        out.append(_weighted_sum(rows, row.flatten(3), share.flatten(3)))
     return torch.cat(out, 1)
