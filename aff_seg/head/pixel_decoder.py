@@ -78,7 +78,7 @@ class DeformablePointAttention(nn.Module):
 
     def reset_parameters(self) -> None:
         """Offsets in ``heads`` directions growing with the point index; uniform attention."""
-        angle = torch.arange(self.heads) * (2 * math.pi / self.heads)
+        angle = torch.arange(self.heads, dtype=torch.float64) * (2 * math.pi / self.heads)
         direction = torch.stack((angle.cos(), angle.sin()), -1)
         direction = direction / direction.abs().amax(-1, keepdim=True)
         steps = torch.arange(1, self.points + 1.0)

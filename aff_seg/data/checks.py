@@ -1,0 +1,131 @@
+"""Checks of the configured datasets, before any time is spent on training."""
+
+import difflib
+import os
+import shlex
+from pathlib import Path
+
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.catalog import Metadata
+from detectron2.utils.file_io import PathManager
+
+from aff_seg.data.cityscapes_files import check_cityscapes_files
+from aff_seg.errors import UserError
+
+_PATH_KEYS = (
+    "image_root",
+    "image_dir",
+    "json_file",
+    "panoptic_json",
+    "panoptic_root",
+    "sem_seg_root",
+)
+_FILE_KEYS = ("file_name", "sem_seg_file_name", "pan_seg_file_name")
+# Layout of make_shapes.py and folder in the root, by the beginning of a dataset's name.
+_LAYOUTS = {"coco_2017_": ("coco", "coco"), "ade20k_": ("ade20k", "ADEChallengeData2016")}
+_INSTANCE_EVALUATORS = ("coco", "cityscapes_instance")
+
+
+def check_datasets(cfg: CfgNode, *, splits: tuple[str, ...] = ("TRAIN", "TEST")) -> None:
+    """Make sure that the datasets of ``cfg`` are known, complete, and fit the model.
+
+    Every image and annotation file must exist (their content is not read), and the number
+    of classes must be ``MODEL.SEM_SEG_HEAD.NUM_CLASSES``.
+
+    Args:
+        cfg: names under ``DATASETS``.
+        splits: which of its lists to check; ("TEST",) is enough to evaluate.
+
+    Raises:
+        UserError: says what is wrong and which command mends it.
+    """
+    if "TRAIN" in splits and not cfg.DATASETS.TRAIN:
+        raise UserError("DATASETS.TRAIN is empty; name a dataset to train on.")
+    names = [name for split in splits for name in cfg.DATASETS[split]]
+    for name in dict.fromkeys(names):
+        _check_registered(name)
+        metadata = MetadataCatalog.get(name)
+        if metadata.get("evaluator_type", "").startswith("cityscapes"):
+            check_cityscapes_files(name, metadata)
+        else:
+            _check_files(name, metadata)
+        _check_class_count(name, metadata, cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES)
+
+
+def _check_registered(name: str) -> None:
+    known = DatasetCatalog.list()
+    if name in known:
+        return
+    close = difflib.get_close_matches(name, known, n=3)
+    hint = f"did you mean {' or '.join(close)}?" if close else "register it before training."
+    raise UserError(f"There is no dataset named {name!r}; {hint}")
+
+
+def _check_files(name: str, metadata: Metadata) -> None:
+    """Check any dataset: the paths it was registered with, then the files of each record."""
+    for key in _PATH_KEYS:
+        path = metadata.get(key)
+        # A panoptic dataset names the JSON file of its instances only for their evaluation.
+        if path is None or (key == "json_file" and metadata.get("panoptic_json") is not None):
+            continue
+        if not PathManager.exists(path):
+            raise UserError(f"Dataset {name}: {path} is missing; {_remedy(name)}.")
+    if metadata.get("evaluator_type") == "sem_seg":
+        _check_pairs(name, metadata)
+    try:
+        records = DatasetCatalog.get(name)
+    # Detectron2's loaders assert what they find; broken JSON and foreign ids end here too.
+    except (AssertionError, OSError, KeyError, ValueError) as error:
+        raise UserError(
+            f"Dataset {name} cannot be read ({type(error).__name__}: {error}); {_remedy(name)}."
+        ) from error
+    if not records:
+        raise UserError(f"Dataset {name} has no images; {_remedy(name)}.")
+    for record in records:
+        for key in _FILE_KEYS:
+            if key in record and not PathManager.isfile(record[key]):
+                raise UserError(
+                    f"Dataset {name}: {record[key]} ({key} of a record) is missing; "
+                    f"{_remedy(name)}."
+                )
+
+
+def _check_pairs(name: str, metadata: Metadata) -> None:
+    """Detectron2 pairs pictures and label images by name, and drops those left over."""
+    image_root, label_root = metadata.get("image_root"), metadata.get("sem_seg_root")
+    if image_root is None or label_root is None:
+        return
+    labelled = {os.path.splitext(file)[0] for file in PathManager.ls(label_root)}
+    for file in sorted(PathManager.ls(image_root)):
+        if os.path.splitext(file)[0] not in labelled:
+            raise UserError(
+                f"Dataset {name}: image {os.path.join(image_root, file)} has no label image in "
+                f"{label_root}; {_remedy(name)}."
+            )
+
+
+def _remedy(name: str) -> str:
+    for beginning, (layout, folder) in _LAYOUTS.items():
+        if name.startswith(beginning):
+            root = os.getenv("DETECTRON2_DATASETS", "datasets")
+            target = Path(root) / folder
+            return (
+                f"fetch the dataset into {target} as datasets/README.md shows, or draw one: "
+                f"python datasets/make_shapes.py --layout {layout} --root {shlex.quote(root)}"
+            )
+    return "correct the paths with which it is registered, or complete its files"
+
+
+def _check_class_count(name: str, metadata: Metadata, num_classes: int) -> None:
+    things, stuff = metadata.get("thing_classes"), metadata.get("stuff_classes")
+    if metadata.get("evaluator_type") in _INSTANCE_EVALUATORS:
+        classes = things
+    else:
+        classes = stuff if stuff is not None else things
+    if classes is not None and len(classes) != num_classes:
+        raise UserError(
+            f"Dataset {name} has {len(classes)} classes, but MODEL.SEM_SEG_HEAD.NUM_CLASSES is "
+            f"{num_classes}; choose a config file made for this dataset or set "
+            f"MODEL.SEM_SEG_HEAD.NUM_CLASSES {len(classes)}."
+        )

@@ -1,0 +1,178 @@
+"""Ground truth of one record, in the three forms in which datasets give it.
+
+Each class takes its key out of the record, reads the file named there, and cuts the result
+into masks once the augmentations are known.
+
+Shapes: H, W are those of the image file, h, w those after augmentation, N counts the masks.
+"""
+
+import numpy as np
+import torch
+from detectron2.data import detection_utils as utils
+from detectron2.data.transforms import TransformList
+from detectron2.structures import polygons_to_bitmask
+from panopticapi.utils import rgb2id
+from pycocotools import mask as mask_util
+
+from aff_seg.errors import UserError
+
+Targets = tuple[torch.Tensor, torch.Tensor]
+
+
+def read_picture(path: str, image_format: str | None) -> np.ndarray:
+    """Read an image file as Detectron2 does, uint8 (H, W, 3) or, without format, as stored.
+
+    Raises:
+        UserError: the file is missing, or is no image.
+    """
+    try:
+        return utils.read_image(path, image_format)
+    except FileNotFoundError as error:
+        raise UserError(f"{path} is missing; make or fetch the dataset again.") from error
+    # What Pillow raises for damaged files of various formats.
+    except (OSError, SyntaxError, ValueError) as error:
+        raise UserError(f"{path} cannot be read as an image ({error}).") from error
+
+
+def _read_label_image(path: str, image_format: str | None, size: tuple[int, int]) -> np.ndarray:
+    labels = read_picture(path, image_format)
+    if labels.shape[:2] != size:
+        raise UserError(
+            f"{path} is {labels.shape[1]} x {labels.shape[0]} pixels, but its image is "
+            f"{size[1]} x {size[0]}; they must be of one size."
+        )
+    return labels
+
+
+class SemanticLabels:
+    """A class for each pixel: one mask for each class that is present."""
+
+    key = "sem_seg_file_name"
+
+    def __init__(self, record: dict, size: tuple[int, int], ignore_label: int):
+        """
+        Args:
+            record: loses its label file.
+            size: (H, W) of the image.
+            ignore_label: value of pixels without a class.
+        """
+        self.file_name = record.pop(self.key)
+        self._ignore_label = ignore_label
+        labels = _read_label_image(self.file_name, None, size)
+        if labels.ndim != 2:
+            raise UserError(f"{self.file_name} has {labels.shape[2]} channels; labels have one.")
+        # Detectron2 resizes uint8 and floating point arrays only.
+        self._labels = labels if labels.dtype == np.uint8 else labels.astype(np.float32)
+
+    def category_map(self) -> np.ndarray:
+        """Class of each pixel, (H, W)."""
+        return self._labels
+
+    def targets(self, transforms: TransformList, size: tuple[int, int]) -> Targets:
+        """Classes int64 (N,) and masks bool (N, h, w) after ``transforms`` to ``size``."""
+        labels = transforms.apply_segmentation(self._labels).astype(np.int64)
+        present = np.unique(labels)
+        classes = torch.from_numpy(present[present != self._ignore_label])
+        return classes, torch.from_numpy(labels) == classes[:, None, None]
+
+
+class PanopticLabels:
+    """Segment ids in the colours of a PNG, and a list of segments: one mask for each.
+
+    Crowds are left out. A segment that is cropped away keeps an empty mask, as in the
+    published recipes.
+    """
+
+    key = "pan_seg_file_name"
+
+    def __init__(self, record: dict, size: tuple[int, int], ignore_label: int):
+        """
+        Args:
+            record: loses its label file and its segments.
+            size: (H, W) of the image.
+            ignore_label: value of pixels without a class in ``category_map``.
+        """
+        self.file_name = record.pop(self.key)
+        self._segments = record.pop("segments_info")
+        self._ignore_label = ignore_label
+        self._colours = _read_label_image(self.file_name, "RGB", size)
+
+    def category_map(self) -> np.ndarray:
+        """Class of each pixel, (H, W)."""
+        ids = rgb2id(self._colours)
+        categories = np.full(ids.shape, self._ignore_label, dtype=np.float32)
+        for segment in self._segments:
+            categories[ids == segment["id"]] = segment["category_id"]
+        return categories
+
+    def targets(self, transforms: TransformList, size: tuple[int, int]) -> Targets:
+        """Classes int64 (N,) and masks bool (N, h, w) after ``transforms`` to ``size``."""
+        ids = torch.from_numpy(rgb2id(transforms.apply_segmentation(self._colours)))
+        unlisted = set(ids.unique().tolist()) - {0} - {s["id"] for s in self._segments}
+        if unlisted:
+            raise UserError(
+                f"{self.file_name} shows segment id {min(unlisted)}, which the dataset's JSON "
+                "file does not list; make the panoptic images and their JSON file anew."
+            )
+        kept = [s for s in self._segments if not s.get("iscrowd", 0)]
+        classes = torch.tensor([s["category_id"] for s in kept], dtype=torch.int64)
+        wanted = torch.tensor([s["id"] for s in kept], dtype=ids.dtype)
+        return classes, ids == wanted[:, None, None]
+
+
+class InstanceLabels:
+    """A list of annotated objects: one mask for each that is no crowd, empty or not."""
+
+    key = "annotations"
+
+    def __init__(self, record: dict, size: tuple[int, int], ignore_label: int):
+        """
+        Args:
+            record: loses its annotations.
+            size: (H, W) of the image.
+            ignore_label: not used, for objects have no such pixels.
+        """
+        self.file_name = record["file_name"]
+        self._size = size
+        self._objects = [a for a in record.pop(self.key) if not a.get("iscrowd", 0)]
+
+    def category_map(self) -> None:
+        """Objects give no class to each pixel."""
+        return None
+
+    def targets(self, transforms: TransformList, size: tuple[int, int]) -> Targets:
+        """Classes int64 (N,) and masks bool (N, h, w) after ``transforms`` to ``size``."""
+        classes = torch.tensor([a["category_id"] for a in self._objects], dtype=torch.int64)
+        masks = np.zeros((len(self._objects), *size), dtype=bool)
+        for mask, annotation in zip(masks, self._objects, strict=True):
+            mask[:] = self._mask(annotation.get("segmentation"), transforms, size)
+        return classes, torch.from_numpy(masks)
+
+    def _mask(
+        self,
+        segmentation: list | dict | np.ndarray | None,
+        transforms: TransformList,
+        size: tuple[int, int],
+    ) -> np.ndarray:
+        if isinstance(segmentation, list):
+            polygons = [np.array(p, dtype=np.float64).reshape(-1, 2) for p in segmentation]
+            moved = [transforms.apply_coords(p).reshape(-1) for p in polygons]
+            return polygons_to_bitmask(moved, *size)
+        if isinstance(segmentation, dict):
+            rle = segmentation
+            if isinstance(rle["counts"], list):
+                rle = mask_util.frPyObjects(rle, *rle["size"])
+            mask = mask_util.decode(rle)
+        elif isinstance(segmentation, np.ndarray):
+            mask = segmentation.astype(np.uint8)
+        else:
+            raise UserError(
+                f"An annotation of {self.file_name} has no mask; give it polygons, RLE or an "
+                "array under 'segmentation'."
+            )
+        if mask.shape != self._size:
+            raise UserError(
+                f"A mask of {self.file_name} is {mask.shape[1]} x {mask.shape[0]} pixels, but "
+                f"the image is {self._size[1]} x {self._size[0]}."
+            )
+        return transforms.apply_segmentation(mask).astype(bool)

@@ -1,0 +1,278 @@
+"""Checkpoints are safe to read, loud about what fits, and whole after any interruption."""
+
+import logging
+import os
+import pickle
+import subprocess
+import sys
+import textwrap
+
+import pytest
+import safetensors.torch
+import torch
+from torch import nn
+
+from aff_seg.checkpoint import Checkpointer, atomic_open, is_intact, read_checkpoint
+from aff_seg.errors import UserError
+
+
+def model(classes=4, width=8):
+    return nn.ModuleDict(
+        {
+            "body": nn.Sequential(nn.Linear(3, width), nn.LayerNorm(width)),
+            "class_embed": nn.Linear(width, classes),
+        }
+    )
+
+
+class Loop:
+    """State such as Detectron2's trainers keep."""
+
+    def __init__(self, net):
+        self.iter = 0
+        self.optimizer = torch.optim.AdamW(net.parameters(), lr=1e-3)
+
+    def step(self, net):
+        net["class_embed"](net["body"](torch.ones(2, 3))).sum().backward()
+        self.optimizer.step()
+        self.iter += 1
+
+    def state_dict(self):
+        return {"iteration": self.iter, "_trainer": {"optimizer": self.optimizer.state_dict()}}
+
+    def load_state_dict(self, state):
+        self.iter = state["iteration"]
+        self.optimizer.load_state_dict(state["_trainer"]["optimizer"])
+
+
+def trained(tmp_path, steps=2, name="model_0000001"):
+    net = model()
+    loop = Loop(net)
+    for _ in range(steps):
+        loop.step(net)
+    Checkpointer(net, str(tmp_path), trainer=loop).save(name, iteration=loop.iter)
+    return net
+
+
+def same(a, b):
+    return all(torch.equal(x, y) for x, y in zip(a.values(), b.values(), strict=True))
+
+
+def load_error(path, net=None):
+    with pytest.raises(UserError) as caught:
+        Checkpointer(net or model()).load(str(path))
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_weights_load_whatever_their_wrapping(tmp_path, suffix, caplog):
+    net, path = model(), str(tmp_path / f"weights{suffix}")
+    if suffix == ".pth":
+        torch.save({f"module.{k}": v for k, v in net.state_dict().items()}, path)
+    else:
+        safetensors.torch.save_file(net.state_dict(), path)
+    other = model()
+    with caplog.at_level(logging.INFO):
+        Checkpointer(other).load(path)
+    assert same(net.state_dict(), other.state_dict())
+    assert "6 of 6 keys matched." in caplog.text
+
+
+def test_other_class_count_loads_the_rest_and_says_what_not(tmp_path, caplog):
+    net = model(classes=4)
+    torch.save({"model": net.state_dict()}, tmp_path / "weights.pth")
+    other = model(classes=7)
+    initial = other["class_embed"].weight.detach().clone()
+    with caplog.at_level(logging.INFO):
+        Checkpointer(other).load(str(tmp_path / "weights.pth"))
+    assert same(net["body"].state_dict(), other["body"].state_dict())
+    assert torch.equal(other["class_embed"].weight, initial)
+    assert "4 of 6 keys matched; 2 differ in shape (class_embed.weight, " in caplog.text
+    assert "class_embed.weight (7, 8): the file has (4, 8)" in caplog.text
+
+
+def test_extra_and_missing_keys_are_named(tmp_path, caplog):
+    state = model().state_dict()
+    state["extra.weight"] = state.pop("class_embed.bias")
+    torch.save({"model": state}, tmp_path / "weights.pth")
+    with caplog.at_level(logging.INFO):
+        Checkpointer(model()).load(str(tmp_path / "weights.pth"))
+    assert "5 of 6 keys matched; 1 are not in the file (class_embed.bias); " in caplog.text
+    assert "Not loaded, left at their initial values:\n  class_embed.bias" in caplog.text
+    assert "In the file, but not in this model:\n  extra.weight" in caplog.text
+
+
+def test_other_variant_below_half_is_refused_and_loads_nothing(tmp_path):
+    torch.save({"model": model(width=16).state_dict()}, tmp_path / "weights.pth")
+    net = model(width=8)
+    before = {k: v.clone() for k, v in net.state_dict().items()}
+    message = load_error(tmp_path / "weights.pth", net)
+    assert "does not fit this model and was not loaded: 1 of 6 keys matched" in message
+    assert "5 differ in shape (body.0.weight, body.0.bias, body.1.weight, ...)" in message
+    assert same(before, net.state_dict())
+
+
+def test_missing_file_is_named(tmp_path):
+    assert "does not exist; check MODEL.WEIGHTS" in load_error(tmp_path / "gone.pth")
+
+
+@pytest.mark.parametrize(
+    ("suffix", "harm"),
+    [
+        *((".pth", harm) for harm in ("truncated", "flipped", "garbage", "empty")),
+        *((".safetensors", harm) for harm in ("truncated", "garbage", "empty")),
+    ],
+)
+def test_damaged_file_is_named(tmp_path, suffix, harm):
+    path = tmp_path / f"weights{suffix}"
+    if suffix == ".pth":
+        torch.save({"model": model(width=64).state_dict()}, path)
+    else:
+        safetensors.torch.save_file(model(width=64).state_dict(), path)
+    data = path.read_bytes()
+    if harm == "flipped":
+        middle = data.index(b"data/0") + 200
+        data = data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :]
+    else:
+        data = {"truncated": data[: len(data) // 2], "garbage": b"\x00abc" * 99, "empty": b""}[harm]
+    path.write_bytes(data)
+    assert "is damaged" in load_error(path)
+
+
+class Evil:
+    """Unpickling this creates a file."""
+
+    def __init__(self, path):
+        self.path = str(path)
+
+    def __reduce__(self):
+        return os.mkdir, (self.path,)
+
+
+@pytest.mark.parametrize("name", ["weights.pth", "weights.pkl", "zipped.pkl"])
+def test_pickle_that_wants_to_run_code_is_refused_and_does_not_run(tmp_path, name):
+    path, proof = tmp_path / name, tmp_path / "ran"
+    if name == "weights.pkl":
+        path.write_bytes(pickle.dumps({"model": Evil(proof)}))
+    else:
+        torch.save({"model": model().state_dict(), "trainer": Evil(proof)}, path)
+    assert "can run code" in load_error(path)
+    assert not proof.exists()
+
+
+def test_file_without_weights_is_refused(tmp_path):
+    torch.save({"model": {"a": 1}}, tmp_path / "weights.pth")
+    assert "no map from parameter names to tensors" in load_error(tmp_path / "weights.pth")
+
+
+def test_no_matching_by_similarity(tmp_path):
+    state = {f"net.{k}": v for k, v in model().state_dict().items()}
+    torch.save({"model": state, "matching_heuristics": True}, tmp_path / "weights.pth")
+    assert "0 of 6 keys matched" in load_error(tmp_path / "weights.pth")
+
+
+def test_training_state_resumes_as_tensors_only(tmp_path):
+    net = trained(tmp_path, steps=3)
+    other = model()
+    loop = Loop(other)
+    extra = Checkpointer(other, str(tmp_path), trainer=loop).resume_or_load("", resume=True)
+    assert extra == {"iteration": 3}
+    assert loop.iter == 3
+    assert same(net.state_dict(), other.state_dict())
+    assert loop.optimizer.state_dict()["state"][0]["step"] == 3
+    assert sorted(os.listdir(tmp_path)) == ["last_checkpoint", "model_0000001.pth"]
+
+
+def test_resume_goes_back_to_the_newest_intact_checkpoint(tmp_path, caplog):
+    trained(tmp_path, steps=1, name="model_0000001")
+    good = trained(tmp_path, steps=2, name="model_0000003")
+    trained(tmp_path, steps=3, name="model_0000005")
+    torch.save({"model": {}}, tmp_path / "pretrained.pth")
+    for age, name in enumerate(("model_0000005", "model_0000003", "model_0000001")):
+        os.utime(tmp_path / f"{name}.pth", (1e9 - age, 1e9 - age))
+    (tmp_path / "model_0000005.pth").write_bytes(b"half")
+    net = model()
+    loop = Loop(net)
+    Checkpointer(net, str(tmp_path), trainer=loop).resume_or_load("", resume=True)
+    assert loop.iter == 2
+    assert same(net.state_dict(), good.state_dict())
+    assert "model_0000005.pth is damaged: trying the one before." in caplog.text
+
+
+def test_resume_without_tag_or_with_a_wrong_one_takes_the_newest(tmp_path):
+    trained(tmp_path, steps=2)
+    for tag in (None, "model_0000009.pth"):
+        if tag is None:
+            os.remove(tmp_path / "last_checkpoint")
+        else:
+            (tmp_path / "last_checkpoint").write_text(tag)
+        net = model()
+        loop = Loop(net)
+        checkpointer = Checkpointer(net, str(tmp_path), trainer=loop)
+        assert checkpointer.has_checkpoint()
+        checkpointer.resume_or_load("", resume=True)
+        assert loop.iter == 2
+
+
+def test_nothing_to_resume_starts_from_the_weights(tmp_path):
+    net = trained(tmp_path)
+    weights = str(tmp_path / "model_0000001.pth")
+    other = model()
+    checkpointer = Checkpointer(other, str(tmp_path / "new"), trainer=Loop(other))
+    assert not checkpointer.has_checkpoint()
+    checkpointer.resume_or_load(weights, resume=True)
+    assert same(net.state_dict(), other.state_dict())
+    assert checkpointer.checkpointables["trainer"].iter == 0
+
+
+def resume_error(folder, net):
+    with pytest.raises(UserError) as caught:
+        Checkpointer(net, str(folder), trainer=Loop(net)).resume_or_load("", resume=True)
+    return str(caught.value)
+
+
+def test_resume_refuses_what_is_not_of_this_training(tmp_path):
+    trained(tmp_path)
+    assert "of this training: 4 of 6 keys matched" in resume_error(tmp_path, model(classes=9))
+    Checkpointer(model(), str(tmp_path)).save("model_0000009")
+    assert "it lacks trainer" in resume_error(tmp_path, model())
+    for file in tmp_path.glob("*.pth"):
+        file.write_bytes(b"")
+    assert "No checkpoint in" in resume_error(tmp_path, model())
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path):
+    path = tmp_path / "model_final.pth"
+    path.write_bytes(b"old")
+    with pytest.raises(OSError, match="disk full"), atomic_open(str(path)) as file:
+        file.write(b"new, half wri")
+        raise OSError("disk full")
+    assert path.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["model_final.pth"]
+
+
+def test_kill_in_the_middle_of_a_write_leaves_a_state_to_resume_from(tmp_path):
+    trained(tmp_path, steps=2)
+    script = f"""
+        import os, signal, torch
+        from aff_seg.checkpoint import Checkpointer
+
+        def half_a_save(state, file):
+            file.write(b"PK half of a checkpoint")
+            file.flush()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        torch.save = half_a_save
+        Checkpointer(torch.nn.Linear(1, 1), {str(tmp_path)!r}).save("model_0000001")
+    """
+    killed = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], timeout=120)
+    assert killed.returncode == -9
+    net = model()
+    loop = Loop(net)
+    Checkpointer(net, str(tmp_path), trainer=loop).resume_or_load("", resume=True)
+    assert loop.iter == 2
+    trained(tmp_path, steps=4)  # the same name again
+    assert is_intact(str(tmp_path / "model_0000001.pth"))
+    assert read_checkpoint(str(tmp_path / "model_0000001.pth"))["iteration"] == 4

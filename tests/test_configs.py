@@ -1,0 +1,282 @@
+"""Every config resolves to the published recipe, and leaves hold only what differs."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+from detectron2.config import get_cfg
+
+from aff_seg import add_aff_config
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+VARIANTS = ("mini", "mini_1_5th", "tiny", "tiny_1_5th", "small", "small_1_5th", "base")
+TASKS = ("ade20k/semantic", "coco/instance", "cityscapes/instance", "cityscapes/panoptic")
+
+COMMON = {
+    "SEED": 0,
+    "MODEL.META_ARCHITECTURE": "MaskFormer",
+    "MODEL.BACKBONE.NAME": "AutoFocusFormer",
+    "MODEL.PIXEL_MEAN": [123.675, 116.28, 103.53],
+    "MODEL.PIXEL_STD": [58.395, 57.12, 57.375],
+    "MODEL.AFF.RESERVE": True,
+    "MODEL.AFF.PATCH_NORM": True,
+    "MODEL.AFF.DROP_RATE": 0.0,
+    "MODEL.AFF.ATTN_DROP_RATE": 0.0,
+    "MODEL.AFF.OUT_FEATURES": ["res2", "res3", "res4", "res5"],
+    "MODEL.SEM_SEG_HEAD.NAME": "MaskFormerHead",
+    "MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME": "MSDeformAttnPixelDecoder",
+    "MODEL.SEM_SEG_HEAD.IN_FEATURES": ["res2", "res3", "res4", "res5"],
+    "MODEL.SEM_SEG_HEAD.DEFORMABLE_TRANSFORMER_ENCODER_IN_FEATURES": ["res3", "res4", "res5"],
+    "MODEL.SEM_SEG_HEAD.TRANSFORMER_ENC_LAYERS": 6,
+    "MODEL.SEM_SEG_HEAD.DEFORMABLE_TRANSFORMER_ENCODER_N_HEADS": 8,
+    "MODEL.SEM_SEG_HEAD.DEFORMABLE_TRANSFORMER_ENCODER_N_POINTS": 4,
+    "MODEL.SEM_SEG_HEAD.DEFORMABLE_TRANSFORMER_ENCODER_DIM_FEEDFORWARD": 1024,
+    "MODEL.SEM_SEG_HEAD.CONVS_DIM": 256,
+    "MODEL.SEM_SEG_HEAD.MASK_DIM": 256,
+    "MODEL.SEM_SEG_HEAD.IGNORE_VALUE": 255,
+    "MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME": "MultiScaleMaskedTransformerDecoder",
+    "MODEL.MASK_FORMER.HIDDEN_DIM": 256,
+    "MODEL.MASK_FORMER.NHEADS": 8,
+    "MODEL.MASK_FORMER.DIM_FEEDFORWARD": 2048,
+    "MODEL.MASK_FORMER.DEC_LAYERS": 10,
+    "MODEL.MASK_FORMER.DEEP_SUPERVISION": True,
+    "MODEL.MASK_FORMER.CLASS_WEIGHT": 2.0,
+    "MODEL.MASK_FORMER.MASK_WEIGHT": 5.0,
+    "MODEL.MASK_FORMER.DICE_WEIGHT": 5.0,
+    "MODEL.MASK_FORMER.NO_OBJECT_WEIGHT": 0.1,
+    "MODEL.MASK_FORMER.TRAIN_NUM_POINTS": 12544,
+    "MODEL.MASK_FORMER.OVERSAMPLE_RATIO": 3.0,
+    "MODEL.MASK_FORMER.IMPORTANCE_SAMPLE_RATIO": 0.75,
+    "MODEL.MASK_FORMER.SIZE_DIVISIBILITY": 32,
+    "MODEL.MASK_FORMER.TEST.OBJECT_MASK_THRESHOLD": 0.8,
+    "MODEL.MASK_FORMER.TEST.OVERLAP_THRESHOLD": 0.8,
+    "INPUT.FORMAT": "RGB",
+    "DATALOADER.NUM_WORKERS": 4,
+    "DATALOADER.FILTER_EMPTY_ANNOTATIONS": True,
+    "SOLVER.OPTIMIZER": "ADAMW",
+    "SOLVER.WEIGHT_DECAY": 0.05,
+    "SOLVER.WEIGHT_DECAY_NORM": 0.0,
+    "SOLVER.WEIGHT_DECAY_EMBED": 0.0,
+    "SOLVER.BACKBONE_MULTIPLIER": 0.1,
+    "SOLVER.BASE_LR": 2e-4,
+    "SOLVER.WARMUP_FACTOR": 1.0,
+    "SOLVER.CLIP_GRADIENTS.ENABLED": True,
+    "SOLVER.CLIP_GRADIENTS.CLIP_TYPE": "full_model",
+    "SOLVER.CLIP_GRADIENTS.CLIP_VALUE": 0.01,
+    "SOLVER.CLIP_GRADIENTS.NORM_TYPE": 2.0,
+    "SOLVER.AMP.ENABLED": False,
+}
+
+POLYNOMIAL = {
+    "SOLVER.LR_SCHEDULER_NAME": "WarmupPolyLR",
+    "SOLVER.POLY_LR_POWER": 0.9,
+    "SOLVER.POLY_LR_CONSTANT_ENDING": 0.0,
+    "SOLVER.WARMUP_ITERS": 0,
+    "TEST.EVAL_PERIOD": 5000,
+}
+
+
+def short_edges(size):
+    """Training sizes of a dataset whose nominal short edge is ``size``."""
+    return tuple(int(0.1 * k * size) for k in range(5, 21))
+
+
+CITYSCAPES = {
+    **POLYNOMIAL,
+    "MODEL.AFF.ALPHA": 8.0,
+    "MODEL.AFF.SHEPARD_POWER": 6.0,
+    "MODEL.AFF.SHEPARD_POWER_LEARNABLE": True,
+    "INPUT.MIN_SIZE_TRAIN": short_edges(1024),
+    "INPUT.MIN_SIZE_TRAIN_SAMPLING": "choice",
+    "INPUT.MAX_SIZE_TRAIN": 4096,
+    "INPUT.MIN_SIZE_TEST": 1024,
+    "INPUT.MAX_SIZE_TEST": 2048,
+    "INPUT.CROP.ENABLED": True,
+    "INPUT.CROP.TYPE": "absolute",
+    "INPUT.CROP.SIZE": [512, 1024],
+    "INPUT.CROP.SINGLE_CATEGORY_MAX_AREA": 1.0,
+    "INPUT.SIZE_DIVISIBILITY": -1,
+    "INPUT.COLOR_AUG_SSD": True,
+    "SOLVER.IMS_PER_BATCH": 32,
+    "SOLVER.MAX_ITER": 45_000,
+}
+
+# What a task's recipe says, for every variant unless EXCEPTIONS says otherwise.
+RECIPES = {
+    "ade20k/semantic": {
+        **POLYNOMIAL,
+        "MODEL.AFF.ALPHA": 4.0,
+        "MODEL.AFF.SHEPARD_POWER": 6.0,
+        "MODEL.AFF.SHEPARD_POWER_LEARNABLE": True,
+        "MODEL.SEM_SEG_HEAD.NUM_CLASSES": 150,
+        "MODEL.MASK_FORMER.TEST.SEMANTIC_ON": True,
+        "MODEL.MASK_FORMER.TEST.INSTANCE_ON": False,
+        "MODEL.MASK_FORMER.TEST.PANOPTIC_ON": False,
+        "DATASETS.TRAIN": ("ade20k_sem_seg_train",),
+        "DATASETS.TEST": ("ade20k_sem_seg_val",),
+        "INPUT.DATASET_MAPPER_NAME": "mask_former_semantic",
+        "INPUT.MIN_SIZE_TRAIN": short_edges(512),
+        "INPUT.MIN_SIZE_TRAIN_SAMPLING": "choice",
+        "INPUT.MAX_SIZE_TRAIN": 2048,
+        "INPUT.MIN_SIZE_TEST": 512,
+        "INPUT.MAX_SIZE_TEST": 2048,
+        "INPUT.CROP.ENABLED": True,
+        "INPUT.CROP.TYPE": "absolute",
+        "INPUT.CROP.SIZE": [512, 512],
+        "INPUT.CROP.SINGLE_CATEGORY_MAX_AREA": 1.0,
+        "INPUT.SIZE_DIVISIBILITY": 512,
+        "INPUT.COLOR_AUG_SSD": True,
+        "SOLVER.IMS_PER_BATCH": 32,
+        "SOLVER.MAX_ITER": 80_000,
+    },
+    "coco/instance": {
+        "MODEL.AFF.ALPHA": 4.0,
+        "MODEL.AFF.SHEPARD_POWER": 4.0,
+        "MODEL.AFF.SHEPARD_POWER_LEARNABLE": False,
+        "MODEL.SEM_SEG_HEAD.NUM_CLASSES": 80,
+        "MODEL.MASK_FORMER.TEST.SEMANTIC_ON": False,
+        "MODEL.MASK_FORMER.TEST.INSTANCE_ON": True,
+        "MODEL.MASK_FORMER.TEST.PANOPTIC_ON": False,
+        "DATASETS.TRAIN": ("coco_2017_train",),
+        "DATASETS.TEST": ("coco_2017_val",),
+        "INPUT.DATASET_MAPPER_NAME": "coco_instance_lsj",
+        "INPUT.IMAGE_SIZE": 1024,
+        "INPUT.MIN_SCALE": 0.1,
+        "INPUT.MAX_SCALE": 2.0,
+        "INPUT.MIN_SIZE_TEST": 800,
+        "INPUT.MAX_SIZE_TEST": 1333,
+        "INPUT.COLOR_AUG_SSD": False,
+        "SOLVER.LR_SCHEDULER_NAME": "WarmupMultiStepLR",
+        "SOLVER.WARMUP_ITERS": 3,
+        "SOLVER.IMS_PER_BATCH": 64,
+        "SOLVER.MAX_ITER": 92_188,
+        "SOLVER.STEPS": (81_945, 88_773),
+        "SOLVER.GAMMA": 0.1,
+        "SOLVER.CHECKPOINT_PERIOD": 2500,
+        "TEST.EVAL_PERIOD": 2500,
+    },
+    "cityscapes/instance": {
+        **CITYSCAPES,
+        "MODEL.SEM_SEG_HEAD.NUM_CLASSES": 8,
+        "MODEL.MASK_FORMER.TEST.SEMANTIC_ON": False,
+        "MODEL.MASK_FORMER.TEST.INSTANCE_ON": True,
+        "MODEL.MASK_FORMER.TEST.PANOPTIC_ON": False,
+        "DATASETS.TRAIN": ("cityscapes_fine_instance_seg_train",),
+        "DATASETS.TEST": ("cityscapes_fine_instance_seg_val",),
+        "INPUT.DATASET_MAPPER_NAME": "mask_former_instance",
+    },
+    "cityscapes/panoptic": {
+        **CITYSCAPES,
+        "MODEL.SEM_SEG_HEAD.NUM_CLASSES": 19,
+        "MODEL.MASK_FORMER.TEST.SEMANTIC_ON": True,
+        "MODEL.MASK_FORMER.TEST.INSTANCE_ON": True,
+        "MODEL.MASK_FORMER.TEST.PANOPTIC_ON": True,
+        "DATASETS.TRAIN": ("cityscapes_fine_panoptic_train",),
+        "DATASETS.TEST": ("cityscapes_fine_panoptic_val",),
+        "INPUT.DATASET_MAPPER_NAME": "mask_former_panoptic",
+    },
+}
+
+MANY_QUERIES = {"MODEL.MASK_FORMER.NUM_OBJECT_QUERIES": 250, "TEST.DETECTIONS_PER_IMAGE": 250}
+SMALL_BATCH = {
+    "SOLVER.IMS_PER_BATCH": 16,
+    "SOLVER.BASE_LR": 1e-4,
+    "SOLVER.MAX_ITER": 90_000,
+}
+EXCEPTIONS = {
+    ("coco/instance", "base"): MANY_QUERIES,
+    ("cityscapes/instance", "base"): {**MANY_QUERIES, **SMALL_BATCH},
+    ("cityscapes/panoptic", "base"): {**MANY_QUERIES, **SMALL_BATCH},
+}
+
+# dims, depths, heads, MLP ratio, layer scale, drop path, cluster size, neighbourhood.
+SIZES = {
+    "mini": ([32, 128, 256, 384], [2, 2, 6, 2], [2, 4, 8, 16], 2.0, 0.0, 0.0, 8, 48),
+    "tiny": ([64, 128, 256, 512], [3, 4, 18, 5], [2, 4, 8, 16], 3.0, 0.0, 0.3, 8, 48),
+    "small": ([96, 192, 384, 768], [3, 4, 18, 2], [3, 6, 12, 24], 3.0, 1e-5, 0.3, 8, 48),
+    "base": ([128, 256, 512, 1024], [3, 4, 18, 2], [4, 8, 16, 32], 3.0, 1e-5, 0.3, 24, 144),
+}
+
+
+def expected(task, variant):
+    """The published recipe: dotted key to value."""
+    size = variant.removesuffix("_1_5th")
+    dims, depths, heads, mlp_ratio, layer_scale, drop_path, cluster, nbhd = SIZES[size]
+    return {
+        **COMMON,
+        "MODEL.AFF.EMBED_DIM": dims,
+        "MODEL.AFF.DEPTHS": depths,
+        "MODEL.AFF.NUM_HEADS": heads,
+        "MODEL.AFF.MLP_RATIO": mlp_ratio,
+        "MODEL.AFF.LAYER_SCALE": layer_scale,
+        "MODEL.AFF.DROP_PATH_RATE": drop_path,
+        "MODEL.AFF.CLUSTER_SIZE": cluster,
+        "MODEL.AFF.NBHD_SIZE": [nbhd] * 4,
+        "MODEL.AFF.DS_RATE": 0.25 if size == variant else 0.2,
+        "MODEL.MASK_FORMER.NUM_OBJECT_QUERIES": 100,
+        "TEST.DETECTIONS_PER_IMAGE": 100,
+        **RECIPES[task],
+        **EXCEPTIONS.get((task, variant), {}),
+    }
+
+
+def load(path):
+    cfg = get_cfg()
+    add_aff_config(cfg)
+    cfg.merge_from_file(str(path), allow_unsafe=False)
+    return cfg
+
+
+def leaves(node, prefix=""):
+    for name, value in node.items():
+        if isinstance(value, dict):
+            yield from leaves(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def lookup(cfg, key):
+    for name in key.split("."):
+        cfg = cfg[name]
+    return cfg
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("task", TASKS)
+def test_config_is_the_published_recipe(task, variant):
+    cfg = load(CONFIGS / task / f"aff_{variant}.yaml")
+    recipe = expected(task, variant)
+    assert {key: lookup(cfg, key) for key in recipe} == recipe
+
+
+@pytest.mark.parametrize(
+    "path",
+    [*CONFIGS.glob("*/*/aff_*.yaml"), *CONFIGS.glob("models/*_1_5th.yaml")],
+    ids=lambda path: path.relative_to(CONFIGS).as_posix(),
+)
+def test_leaf_holds_only_what_differs(path):
+    own = yaml.safe_load(path.read_text())
+    bases = own.pop("_BASE_")
+    inherited = get_cfg()
+    add_aff_config(inherited)
+    for base in [bases] if isinstance(bases, str) else bases:
+        inherited.merge_from_file(str(path.parent / base), allow_unsafe=False)
+    for key, value in leaves(own):
+        assert value != lookup(inherited, key), f"{key} repeats what {path} inherits"
+
+
+def test_there_are_no_other_tasks_or_variants():
+    found = {
+        (path.parent.relative_to(CONFIGS).as_posix(), path.stem.removeprefix("aff_"))
+        for path in CONFIGS.glob("*/*/aff_*.yaml")
+    }
+    assert found == {(task, variant) for task in TASKS for variant in VARIANTS}
+
+
+def test_quick_config_is_a_small_cityscapes_panoptic():
+    quick = load(CONFIGS / "quick" / "shapes_cityscapes_panoptic.yaml")
+    full = load(CONFIGS / "cityscapes" / "panoptic" / "aff_mini.yaml")
+    assert quick.DATASETS == full.DATASETS
+    assert quick.MODEL.MASK_FORMER.TEST == full.MODEL.MASK_FORMER.TEST
+    assert quick.MODEL.SEM_SEG_HEAD.NUM_CLASSES == full.MODEL.SEM_SEG_HEAD.NUM_CLASSES
+    assert quick.SOLVER.MAX_ITER < 10_000

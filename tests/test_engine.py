@@ -1,0 +1,156 @@
+"""The trainer's parts: hooks, curves, devices, and errors told in one sentence."""
+
+import json
+import logging
+import re
+import types
+
+import pytest
+import torch
+from detectron2.config import get_cfg
+from detectron2.engine import SimpleTrainer
+from detectron2.utils.events import EventStorage, JSONWriter
+from PIL import Image
+from torch import nn
+from torch.utils.data import DataLoader
+
+from aff_seg import add_aff_config
+from aff_seg.cli import plain_errors
+from aff_seg.curves import plot_curves, read_metrics
+from aff_seg.engine import _has_no_user_error, by_dataset, use_amp
+from aff_seg.errors import UserError
+from aff_seg.hooks import CurvePlotter, ProgressPrinter
+
+
+def write_rows(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def rows(iterations, **scalars):
+    return [{"iteration": i, **{k: v + i for k, v in scalars.items()}} for i in iterations]
+
+
+def test_metrics_of_a_resumed_run_replace_those_after_its_checkpoint(tmp_path):
+    file = write_rows(
+        tmp_path / "metrics.json",
+        rows([0, 2, 4, 6], lr=0.0) + [{"iteration": 4, "PQ": 7.0}] + rows([3, 5], lr=100.0),
+    )
+    with open(file, "a") as stream:
+        stream.write('{"iteration": 7, "l')  # killed while writing
+    assert read_metrics(file) == {
+        "lr": [(0, 0.0), (2, 2.0), (3, 103.0), (5, 105.0)],
+        "PQ": [(4, 7.0)],
+    }
+
+
+def test_curves_are_drawn_as_far_as_there_are_any(tmp_path):
+    losses = rows(range(0, 50, 5), total_loss=30.0, loss_ce=1.0, loss_mask=2.0, loss_dice=3.0)
+    file = write_rows(tmp_path / "losses.json", losses)
+    assert plot_curves(file, str(tmp_path / "losses.png"))
+    metrics = {"iteration": 49, "panoptic_seg/PQ": 50.0, "segm/AP": float("nan"), "lr": 1e-3}
+    file = write_rows(tmp_path / "all.json", [*losses, metrics])
+    assert plot_curves(file, str(tmp_path / "all.png"))
+    with Image.open(tmp_path / "losses.png") as one, Image.open(tmp_path / "all.png") as both:
+        assert both.height > 1.5 * one.height
+    empty = write_rows(tmp_path / "empty.json", [])
+    assert not plot_curves(empty, str(tmp_path / "empty.png"))
+    assert not (tmp_path / "empty.png").exists()
+
+
+class Losses(nn.Module):
+    """A model whose only parameter is its loss."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(()))
+
+    def forward(self, batch):
+        return {"loss_ce": self.weight * batch, "loss_mask": self.weight}
+
+
+def trainer_of(model, batches):
+    return SimpleTrainer(model, batches, torch.optim.SGD(model.parameters(), lr=0.1))
+
+
+def test_progress_and_curves_of_a_run(tmp_path, caplog):
+    trainer = trainer_of(Losses(), [torch.tensor(2.0)] * 3)
+    writer = JSONWriter(str(tmp_path / "metrics.json"))
+    log = types.SimpleNamespace(write=writer.write)
+
+    class Recorder(ProgressPrinter):
+        def after_step(self):
+            self.trainer.storage.put_scalar("lr", 0.1, smoothing_hint=False)
+            super().after_step()
+            log.write()
+
+    trainer.register_hooks([Recorder(seconds=1000), CurvePlotter(str(tmp_path))])
+    with caplog.at_level(logging.INFO, logger="aff_seg"):
+        trainer.train(0, 3)
+    lines = [message for message in caplog.messages if message.startswith("iter")]
+    assert [line.split("  ")[0] for line in lines] == ["iter 1/3", "iter 3/3"]
+    assert "total_loss 3.000  loss_ce 2.000  loss_mask 1.000  lr 1.00e-01" in lines[0]
+    assert (tmp_path / "curves.png").exists()
+    assert read_metrics(str(tmp_path / "metrics.json"))["loss_ce"][0] == (0, 2.0)
+
+
+def test_time_left_comes_from_the_time_per_iteration():
+    printer = ProgressPrinter()
+    with EventStorage(0) as storage:
+        storage.put_scalars(time=2.0, lr=1e-4)
+        printer.trainer = types.SimpleNamespace(storage=storage, max_iter=101)
+        assert printer._line(11).startswith("iter 11/101  eta 0:03:00  2.00 s/iter  lr 1.00e-04")
+
+
+def test_infinite_loss_names_the_iteration():
+    trainer = trainer_of(Losses(), [torch.tensor(1.0), torch.tensor(float("inf"))])
+    with pytest.raises(FloatingPointError, match="iteration=1"):
+        trainer.train(0, 2)
+
+
+def test_mixed_precision_falls_back_on_a_cpu(caplog):
+    cfg = get_cfg()
+    add_aff_config(cfg)
+    assert not use_amp(cfg, on_gpu=False)
+    assert not caplog.messages
+    cfg.SOLVER.AMP.ENABLED = True
+    assert use_amp(cfg, on_gpu=True)
+    assert not use_amp(cfg, on_gpu=False)
+    assert caplog.messages == ["SOLVER.AMP.ENABLED needs a GPU: training in float32."]
+
+
+def test_results_are_named_by_dataset():
+    cfg = get_cfg()
+    cfg.DATASETS.TEST = ("a",)
+    assert by_dataset(cfg, {"segm": {"AP": 1.0}}) == {"a": {"segm": {"AP": 1.0}}}
+    cfg.DATASETS.TEST = ("a", "b")
+    assert by_dataset(cfg, {"a": {}, "b": {}}) == {"a": {}, "b": {}}
+
+
+class BrokenData(torch.utils.data.Dataset):
+    def __len__(self):
+        return 1
+
+    def __getitem__(self, index):
+        raise UserError("picture.png cannot be read.")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_error_while_loading_data_is_one_line(workers, capsys, caplog):
+    loop = logging.getLogger("detectron2.engine.train_loop")
+    loop.addFilter(_has_no_user_error)
+    try:
+        with pytest.raises(SystemExit) as end, plain_errors("train_net.py"):
+            trainer_of(Losses(), DataLoader(BrokenData(), num_workers=workers)).train(0, 1)
+    finally:
+        loop.removeFilter(_has_no_user_error)
+    assert end.value.code == 1
+    assert capsys.readouterr().err == "train_net.py: error: picture.png cannot be read.\n"
+    assert not re.search("Traceback|Exception", caplog.text)
+
+
+def test_interruption_is_one_line(capsys):
+    with pytest.raises(SystemExit) as end, plain_errors("train_net.py"):
+        raise KeyboardInterrupt
+    assert end.value.code == 130
+    assert capsys.readouterr().err == "train_net.py: interrupted\n"

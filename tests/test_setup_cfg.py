@@ -1,0 +1,97 @@
+"""A config loads, or says in one sentence what is wrong with it."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from aff_seg.errors import UserError
+from aff_seg.setup_cfg import announce_device, load_cfg
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+MINI = str(CONFIGS / "cityscapes" / "panoptic" / "aff_mini.yaml")
+
+
+def error_of(config_file, opts=()):
+    """The sentence that loading ends with."""
+    with pytest.raises(UserError) as caught:
+        load_cfg(str(config_file), opts)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_options_override_the_file_and_the_device_fits_the_machine():
+    cfg = load_cfg(MINI, ["SOLVER.MAX_ITER", "7", "DATASETS.TEST", "('a', 'b')"])
+    assert cfg.SOLVER.MAX_ITER == 7
+    assert cfg.DATASETS.TEST == ("a", "b")
+    assert cfg.MODEL.DEVICE == ("cuda" if torch.cuda.is_available() else "cpu")
+    assert not cfg.is_frozen()
+
+
+def test_cpu_is_announced_in_one_line(monkeypatch, caplog):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    announce_device(load_cfg(MINI, ["MODEL.DEVICE", "cuda"]))
+    assert caplog.messages == ["No GPU is visible: running on the CPU."]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "right"),
+    [
+        ("SOLVER.BASELR", "SOLVER.BASE_LR"),
+        ("MODEL.AFF.DS_RATTE", "MODEL.AFF.DS_RATE"),
+        ("MODEL.ALPHA", "MODEL.AFF.ALPHA"),
+    ],
+)
+def test_misspelt_option_names_the_nearest_key(wrong, right):
+    message = f"Command line: there is no config key {wrong}; did you mean {right}?"
+    assert error_of(MINI, [wrong, "1"]) == message
+
+
+def test_misspelt_key_in_a_base_names_that_file(tmp_path):
+    base = tmp_path / "base.yaml"
+    base.write_text("MODEL: {AFF: {CLUSTERSIZE: 8}}\n")
+    leaf = tmp_path / "leaf.yaml"
+    leaf.write_text("_BASE_: base.yaml\nSEED: 1\n")
+    assert error_of(leaf) == (
+        f"{base}: there is no config key MODEL.AFF.CLUSTERSIZE; "
+        "did you mean MODEL.AFF.CLUSTER_SIZE?"
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        (
+            "SOLVER: {MAX_ITER: many}",
+            "SOLVER.MAX_ITER is 'many', but must be of type int, like its default 40000.",
+        ),
+        ("SOLVER: 3", "SOLVER is a group of keys, not a key with a value."),
+        ("- a\n- b", "must hold KEY: VALUE settings, but holds ['a', 'b']."),
+        ("", "must hold KEY: VALUE settings, but holds None."),
+        ("A: [1", "is not plain yaml: "),
+        ("A: !!python/object/apply:os.getcwd []", "is not plain yaml: "),
+        ("_BASE_: gone.yaml", "its _BASE_ file"),
+        ("_BASE_: bad.yaml", "inherits itself through _BASE_."),
+    ],
+)
+def test_bad_file_is_told_in_one_sentence(tmp_path, text, sentence):
+    path = tmp_path / "bad.yaml"
+    path.write_text(text)
+    message = error_of(path)
+    assert str(path) in message
+    assert sentence in message
+
+
+def test_bad_options_are_told_in_one_sentence():
+    assert "SOLVER.MAX_ITER is 'many'" in error_of(MINI, ["SOLVER.MAX_ITER", "many"])
+    assert "come in pairs KEY VALUE" in error_of(MINI, ["SOLVER.MAX_ITER", "1", "--resume"])
+
+
+def test_unknown_variant_lists_those_there_are():
+    missing = CONFIGS / "ade20k" / "semantic" / "aff_huge.yaml"
+    assert error_of(missing) == (
+        f"Config file {missing} does not exist; {missing.parent} has aff_base, aff_mini, "
+        "aff_mini_1_5th, aff_small, aff_small_1_5th, aff_tiny, aff_tiny_1_5th."
+    )
+    assert "there is no folder" in error_of("nowhere/aff_mini.yaml")
+    assert error_of("").startswith("Give a config")

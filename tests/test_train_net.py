@@ -1,0 +1,160 @@
+"""train_net.py from end to end, as a user runs it, on a CPU."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from aff_seg.data.shapes import write_dataset
+
+ROOT = Path(__file__).parents[1]
+CONFIG = ROOT / "configs" / "quick" / "shapes_cityscapes_panoptic.yaml"
+TINY = {
+    "MODEL.AFF.EMBED_DIM": "(8, 8, 16, 16)",
+    "MODEL.AFF.DEPTHS": "(1, 1, 1, 1)",
+    "MODEL.AFF.NUM_HEADS": "(1, 1, 2, 2)",
+    "MODEL.SEM_SEG_HEAD.CONVS_DIM": "16",
+    "MODEL.SEM_SEG_HEAD.MASK_DIM": "16",
+    "MODEL.SEM_SEG_HEAD.TRANSFORMER_ENC_LAYERS": "1",
+    "MODEL.MASK_FORMER.HIDDEN_DIM": "16",
+    "MODEL.MASK_FORMER.DIM_FEEDFORWARD": "16",
+    "MODEL.MASK_FORMER.DEC_LAYERS": "2",
+    "MODEL.MASK_FORMER.NUM_OBJECT_QUERIES": "5",
+    "MODEL.MASK_FORMER.TRAIN_NUM_POINTS": "32",
+    "INPUT.MIN_SIZE_TRAIN": "(64,)",
+    "INPUT.MAX_SIZE_TRAIN": "128",
+    "INPUT.MIN_SIZE_TEST": "64",
+    "INPUT.MAX_SIZE_TEST": "128",
+    "SOLVER.IMS_PER_BATCH": "2",
+    "SOLVER.CHECKPOINT_PERIOD": "2",
+    "TEST.EVAL_PERIOD": "0",
+    "DATALOADER.NUM_WORKERS": "0",
+}
+
+
+def start(shapes, output, *arguments, **settings):
+    """Start train_net.py with a tiny model; ``settings`` have __ for the dots of a key."""
+    settings = {key.replace("__", "."): str(value) for key, value in settings.items()}
+    options = {**TINY, "OUTPUT_DIR": str(output), **settings}
+    command = [sys.executable, str(ROOT / "train_net.py"), "--config-file", str(CONFIG)]
+    command += [*arguments, *(word for option in options.items() for word in option)]
+    environment = {
+        **os.environ,
+        "DETECTRON2_DATASETS": str(shapes),
+        "PYTHONPATH": str(ROOT),
+        "OMP_NUM_THREADS": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+    }
+    pipe = subprocess.PIPE
+    return subprocess.Popen(
+        command, env=environment, cwd=output.parent, stdout=pipe, stderr=pipe, text=True
+    )
+
+
+def run(*arguments, **settings):
+    """Run train_net.py to its end: exit status, stdout, stderr."""
+    process = start(*arguments, **settings)
+    out, err = process.communicate(timeout=240)
+    return process.returncode, out, err
+
+
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory):
+    root = tmp_path_factory.mktemp("shapes")
+    write_dataset(layout="cityscapes", root=root, train=4, val=2, size=(64, 128), progress=False)
+    return root
+
+
+@pytest.fixture(scope="module")
+def resumed(shapes, tmp_path_factory):
+    """A training killed in the middle and resumed: its folder, first new iteration, output."""
+    output = tmp_path_factory.mktemp("train") / "out"
+    process = start(shapes, output, SOLVER__MAX_ITER=100_000)
+    tag = output / "last_checkpoint"
+    while not (tag.exists() and tag.read_text() >= "model_0000003.pth"):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    first = int(re.search(r"\d+", tag.read_text())[0]) + 1
+    code, out, err = run(shapes, output, "--resume", SOLVER__MAX_ITER=first + 3)
+    assert code == 0, err
+    return output, first, out
+
+
+def test_resume_goes_on_from_the_last_checkpoint(resumed):
+    output, first, out = resumed
+    assert f"Resuming from {output}/model_{first - 1:07d}.pth" in out
+    assert f"Starting training from iteration {first}\n" in out
+    assert f"iter {first + 3}/{first + 3}  eta 0:00:00" in out
+    assert (output / "last_checkpoint").read_text() == "model_final.pth"
+    assert out.count("No GPU is visible: running on the CPU.") == 1
+
+
+def test_training_ends_with_table_metrics_and_curves(resumed):
+    output, first, out = resumed
+    header, _, line = out.splitlines()[-3:]
+    assert header.split() == "dataset PQ SQ RQ PQ_th PQ_st AP AP50 mIoU".split()
+    assert line.split()[0] == "cityscapes_fine_panoptic_val"
+    results = json.loads((output / "metrics_final.json").read_text())
+    assert set(results["cityscapes_fine_panoptic_val"]) == {"panoptic_seg", "segm", "sem_seg"}
+    rows = [json.loads(row) for row in (output / "metrics.json").read_text().splitlines()]
+    assert {"total_loss", "loss_ce", "loss_mask", "loss_dice", "lr"} <= rows[0].keys()
+    assert "panoptic_seg/PQ" in rows[-1]
+    assert list(output.glob("events.out.tfevents.*"))
+    assert (output / "config.yaml").exists()
+    with Image.open(output / "curves.png") as picture:
+        assert min(picture.size) > 400
+
+
+def test_evaluation_alone_gives_the_same_metrics(shapes, resumed, tmp_path):
+    output, _, trained = resumed
+    weights = output / "model_final.pth"
+    code, out, err = run(shapes, tmp_path / "out", "--eval-only", MODEL__WEIGHTS=weights)
+    assert code == 0, err
+    assert re.search(rf"{weights}: (\d+) of \1 keys matched\.", out)
+    assert out.splitlines()[-3:] == trained.splitlines()[-3:]
+    evaluated, at_the_end = tmp_path / "out" / "metrics_final.json", output / "metrics_final.json"
+    assert json.loads(evaluated.read_text()) == json.loads(at_the_end.read_text())
+
+
+def test_two_processes_train_and_evaluate(shapes, tmp_path):
+    code, out, err = run(
+        shapes, tmp_path / "out", "--num-gpus", "2", "--dist-url", "auto", SOLVER__MAX_ITER=2
+    )
+    assert code == 0, err
+    assert "World size: 2" in out
+    assert "iter 2/2" in out
+    assert out.splitlines()[-1].startswith("cityscapes_fine_panoptic_val")
+
+
+@pytest.mark.parametrize("processes", ["1", "2"])
+def test_misspelt_key_is_one_line_and_status_1(shapes, tmp_path, processes):
+    code, out, err = run(
+        shapes, tmp_path / "out", "--num-gpus", processes, "--dist-url", "auto", SOLVER__MAXITER=2
+    )
+    assert code == 1
+    sentence = "there is no config key SOLVER.MAXITER; did you mean SOLVER.MAX_ITER?"
+    assert err.splitlines()[0] == f"train_net.py: error: Command line: {sentence}"
+    assert "Traceback" not in err
+
+
+def test_damaged_picture_is_one_line_and_status_1(shapes, tmp_path):
+    broken = tmp_path / "shapes"
+    shutil.copytree(shapes, broken)
+    for picture in broken.glob("cityscapes/leftImg8bit/train/*/*.png"):
+        picture.write_bytes(picture.read_bytes()[:200])
+    code, out, err = run(broken, tmp_path / "out", SOLVER__MAX_ITER=2, DATALOADER__NUM_WORKERS=1)
+    assert code == 1
+    line = err.splitlines()[-1]
+    assert line.startswith(f"train_net.py: error: {broken}/cityscapes/leftImg8bit/train/")
+    assert "_leftImg8bit.png cannot be read as an image" in line
+    assert "Traceback" not in out + err
