@@ -20,6 +20,7 @@ from detectron2.structures import ImageList, Instances
 from torch import Tensor, nn
 
 from aff_seg import inference
+from aff_seg.errors import UserError
 from aff_seg.losses import HungarianMatcher, SetCriterion
 from aff_seg.structures import Points
 
@@ -63,7 +64,7 @@ class MaskFormer(nn.Module):
     ):
         super().__init__()
         if not (semantic_on or panoptic_on or instance_on):
-            raise ValueError(
+            raise UserError(
                 "nothing to infer: set one of MODEL.MASK_FORMER.TEST.SEMANTIC_ON, PANOPTIC_ON, "
                 "INSTANCE_ON to True"
             )

@@ -6,14 +6,18 @@ import pickle
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import pytest
 import safetensors.torch
 import torch
+from detectron2.modeling import META_ARCH_REGISTRY
 from torch import nn
 
-from aff_seg.checkpoint import Checkpointer, atomic_open, is_intact, read_checkpoint
+from aff_seg.checkpoint import Checkpointer, compare
+from aff_seg.checkpoint_file import atomic_open, is_intact, read_checkpoint
 from aff_seg.errors import UserError
+from aff_seg.setup_cfg import load_cfg
 
 
 def model(classes=4, width=8):
@@ -112,6 +116,42 @@ def test_other_variant_below_half_is_refused_and_loads_nothing(tmp_path):
     assert "does not fit this model and was not loaded: 1 of 6 keys matched" in message
     assert "5 differ in shape (body.0.weight, body.0.bias, body.1.weight, ...)" in message
     assert same(before, net.state_dict())
+
+
+VARIANTS = ("mini", "mini_1_5th", "tiny")
+
+
+@pytest.fixture(scope="module")
+def states():
+    """State of every variant, names and shapes only."""
+    configs = Path(__file__).parents[1] / "configs"
+    states = {}
+    for folder in ("cityscapes/panoptic", "ade20k/semantic", "coco/instance"):
+        for variant in VARIANTS if folder.startswith("city") else ("mini",):
+            cfg = load_cfg(str(configs / folder / f"aff_{variant}.yaml"))
+            state = META_ARCH_REGISTRY.get("MaskFormer")(cfg).state_dict()
+            states[folder, variant] = {name: value.to("meta") for name, value in state.items()}
+    return states
+
+
+@pytest.mark.parametrize("theirs", VARIANTS)
+@pytest.mark.parametrize("ours", VARIANTS)
+def test_checkpoints_of_other_variants_do_not_fit(states, ours, theirs):
+    match = compare(states["cityscapes/panoptic", ours], states["cityscapes/panoptic", theirs])
+    same_parameters = ours.split("_")[0] == theirs.split("_")[0]
+    assert match.fits == match.complete == same_parameters
+
+
+@pytest.mark.parametrize("folder", ["ade20k/semantic", "coco/instance"])
+def test_checkpoints_of_other_tasks_fit_but_for_a_few_keys(states, folder):
+    match = compare(states["cityscapes/panoptic", "mini"], states[folder, "mini"])
+    assert match.fits and not match.complete
+    assert match.reshaped == [
+        "sem_seg_head.predictor.class_embed.weight",
+        "sem_seg_head.predictor.class_embed.bias",
+        "criterion.empty_weight",
+    ]
+    assert all("shepard_power" in name for name in match.missing)
 
 
 def test_missing_file_is_named(tmp_path):
@@ -241,6 +281,15 @@ def test_resume_refuses_what_is_not_of_this_training(tmp_path):
     for file in tmp_path.glob("*.pth"):
         file.write_bytes(b"")
     assert "No checkpoint in" in resume_error(tmp_path, model())
+
+
+def test_resume_refuses_another_optimizer(tmp_path):
+    trained(tmp_path)
+    net = model()
+    loop = Loop(net)
+    loop.optimizer.add_param_group({"params": [nn.Parameter(torch.ones(1))]})
+    with pytest.raises(UserError, match="with this SOLVER: trainer does not fit"):
+        Checkpointer(net, str(tmp_path), trainer=loop).resume_or_load("", resume=True)
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path):

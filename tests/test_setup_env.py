@@ -54,7 +54,7 @@ def assert_one_sentence(text):
 # Sentences.
 
 
-@pytest.mark.parametrize("name", ["setup_env", "setup_env_checks", "setup_env_repair"])
+@pytest.mark.parametrize("name", sorted(path.stem for path in TOOLS.glob("setup_env*.py")))
 def test_old_pythons_can_read_the_scripts(name):
     ast.parse((TOOLS / f"{name}.py").read_text(), feature_version=(3, 6))
 
@@ -212,7 +212,6 @@ def recorded(setup_env, checkout, monkeypatch):
         monkeypatch.setattr(environment, "mend", lambda packages: None)
         monkeypatch.setattr(environment, "install_detectron2_wheel", lambda packages: "wheel")
         monkeypatch.setattr(setup_env, "check_disk", lambda folder, wanted: None)
-        Path(environment.scratch).mkdir(exist_ok=True)
         return environment, recorder
 
     return record

@@ -104,7 +104,7 @@ def test_training_ends_with_table_metrics_and_curves(resumed):
     header, _, line = out.splitlines()[-3:]
     assert header.split() == "dataset PQ SQ RQ PQ_th PQ_st AP AP50 mIoU".split()
     assert line.split()[0] == "cityscapes_fine_panoptic_val"
-    results = json.loads((output / "metrics_final.json").read_text())
+    results = json.loads((output / "results.json").read_text())
     assert set(results["cityscapes_fine_panoptic_val"]) == {"panoptic_seg", "segm", "sem_seg"}
     rows = [json.loads(row) for row in (output / "metrics.json").read_text().splitlines()]
     assert {"total_loss", "loss_ce", "loss_mask", "loss_dice", "lr"} <= rows[0].keys()
@@ -122,7 +122,7 @@ def test_evaluation_alone_gives_the_same_metrics(shapes, resumed, tmp_path):
     assert code == 0, err
     assert re.search(rf"{weights}: (\d+) of \1 keys matched\.", out)
     assert out.splitlines()[-3:] == trained.splitlines()[-3:]
-    evaluated, at_the_end = tmp_path / "out" / "metrics_final.json", output / "metrics_final.json"
+    evaluated, at_the_end = tmp_path / "out" / "results.json", output / "results.json"
     assert json.loads(evaluated.read_text()) == json.loads(at_the_end.read_text())
 
 

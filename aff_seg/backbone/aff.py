@@ -22,6 +22,7 @@ from aff_seg.backbone.clustering import (
     grid_positions,
 )
 from aff_seg.backbone.merging import PointConv, choose_centres
+from aff_seg.errors import UserError
 from aff_seg.structures import Points
 
 LEVELS = ("res2", "res3", "res4", "res5")
@@ -160,7 +161,7 @@ class AutoFocusFormer(Backbone):
         out_features: levels to return.
 
     Raises:
-        ValueError: if the lists disagree in length or a value is out of range.
+        UserError: if the lists disagree in length or a value is out of range.
     """
 
     @configurable
@@ -191,11 +192,11 @@ class AutoFocusFormer(Backbone):
         }
         for name, value in per_stage.items():
             if len(value) != len(LEVELS):
-                raise ValueError(f"{name} needs {len(LEVELS)} values, one a stage; got {value}")
+                raise UserError(f"{name} needs {len(LEVELS)} values, one a stage; got {value}")
         if not 0 < ds_rate <= 1:
-            raise ValueError(f"ds_rate must be above 0 and at most 1, got {ds_rate}")
+            raise UserError(f"ds_rate must be above 0 and at most 1, got {ds_rate}")
         if unknown := set(out_features) - set(LEVELS):
-            raise ValueError(f"out_features must be among {LEVELS}, got {sorted(unknown)}")
+            raise UserError(f"out_features must be among {LEVELS}, got {sorted(unknown)}")
 
         self.patch_embed = PatchEmbed(embed_dim[0], norm=patch_norm)
         self.pos_drop = nn.Dropout(drop_rate)
@@ -236,7 +237,7 @@ class AutoFocusFormer(Backbone):
     def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec | None = None) -> dict:
         aff = cfg.MODEL.AFF
         if aff.ATTN_DROP_RATE != 0:
-            raise ValueError(
+            raise UserError(
                 f"MODEL.AFF.ATTN_DROP_RATE must be 0, got {aff.ATTN_DROP_RATE}: attention weights "
                 "are never stored, so they cannot be dropped; use DROP_RATE or DROP_PATH_RATE."
             )

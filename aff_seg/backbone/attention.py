@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from aff_seg import ops
 from aff_seg.backbone.clustering import Neighbourhood
+from aff_seg.errors import UserError
 
 
 class ClusterAttention(nn.Module):
@@ -19,7 +20,7 @@ class ClusterAttention(nn.Module):
     def __init__(self, dim: int, num_heads: int, *, drop: float = 0.0):
         super().__init__()
         if dim % num_heads:
-            raise ValueError(f"dim must be a multiple of num_heads, got {dim} and {num_heads}")
+            raise UserError(f"dim must be a multiple of num_heads, got {dim} and {num_heads}")
         self.num_heads = num_heads
         self.q = nn.Linear(dim, dim)
         self.kv = nn.Linear(dim, 2 * dim)

@@ -10,6 +10,7 @@ from detectron2.config import CfgNode, configurable
 from detectron2.utils.registry import Registry
 from torch import Tensor, nn
 
+from aff_seg.errors import UserError
 from aff_seg.head.pixel_decoder import DecodedPixels
 from aff_seg.head.position import sine_encoding
 
@@ -131,7 +132,7 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
     def from_config(cls, cfg: CfgNode) -> dict:
         head, mask_former = cfg.MODEL.SEM_SEG_HEAD, cfg.MODEL.MASK_FORMER
         if head.CONVS_DIM != mask_former.HIDDEN_DIM:
-            raise ValueError(
+            raise UserError(
                 "MODEL.SEM_SEG_HEAD.CONVS_DIM and MODEL.MASK_FORMER.HIDDEN_DIM must be equal, "
                 f"got {head.CONVS_DIM} and {mask_former.HIDDEN_DIM}"
             )

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from aff_seg import ops
 from aff_seg.backbone.clustering import Neighbourhood, grid_positions
 from aff_seg.backbone.merging import PointConv
+from aff_seg.errors import UserError
 from aff_seg.head.position import sine_encoding
 from aff_seg.structures import Points
 
@@ -63,7 +64,7 @@ class DeformablePointAttention(nn.Module):
     ):
         super().__init__()
         if dim % heads:
-            raise ValueError(f"dim must be a multiple of heads, got {dim} and {heads}")
+            raise UserError(f"dim must be a multiple of heads, got {dim} and {heads}")
         self.heads, self.levels, self.points = heads, levels, points
         self.sampling_offsets = nn.Linear(dim, heads * levels * points * 2)
         self.attention_weights = nn.Linear(dim, heads * levels * points)
@@ -190,7 +191,7 @@ class MSDeformAttnPixelDecoder(nn.Module):
             distances; whether each layer learns its own.
 
     Raises:
-        ValueError: if a level is missing.
+        UserError: if a level is missing.
     """
 
     @configurable
@@ -212,7 +213,7 @@ class MSDeformAttnPixelDecoder(nn.Module):
         #: Coarse to fine.
         self.level_names = sorted(transformer_in_features, reverse=True)
         if missing := {"res2", *self.level_names} - set(input_shape):
-            raise ValueError(
+            raise UserError(
                 f"the pixel decoder needs {sorted(missing)} of the backbone, which gives "
                 f"{sorted(input_shape)}"
             )

@@ -16,6 +16,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 _CHUNK_ELEMENTS = 1 << 24
+# Pairs of query and point beyond which a search goes tile by tile; side of a tile in mean
+# spacings of the points.
+_BRUTE_FORCE_PAIRS = 1 << 23
+_TILE_SIDE = 16
 _SHEPARD_EPS = 1e-11
 
 
@@ -31,8 +35,50 @@ def knn(query: Tensor, database: Tensor, k: int) -> tuple[Tensor, Tensor]:
     if batch > 1 and query.stride(0) == 0 and database.stride(0) == 0:
         index, dist = knn(query[:1], database[:1], k)
         return index.expand(batch, -1, -1), dist.expand(batch, -1, -1)
+    if num_queries * database.shape[1] <= _BRUTE_FORCE_PAIRS:
+        return _knn_brute_force(query, database, k)
+    found = [_knn_in_tiles(q, d, k) for q, d in zip(query, database, strict=True)]
+    index, dist = zip(*found, strict=True)
+    return torch.stack(index), torch.stack(dist)
+
+
+def _knn_in_tiles(query: Tensor, database: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Search tile by tile among the points near the tile only: (Q, 2), (N, 2) to (Q, k) twice.
+
+    A tile's search is done when the k-th neighbour of each of its queries lies within the
+    margin by which the points' box exceeds the tile; else the margin doubles.
+    """
+    if not (query.isfinite().all() and database.isfinite().all()):
+        raise ValueError("query and database must be finite positions")
+    extent = (database.amax(0) - database.amin(0)).clamp_min(1e-6)
+    spacing = (extent.prod() / len(database)).sqrt().item()
+    cell = ((query - query.amin(0)) / (_TILE_SIDE * spacing)).long()
+    order = (cell[:, 1] * (cell[:, 0].amax() + 1) + cell[:, 0]).argsort(stable=True)
+    _, counts = torch.unique_consecutive(cell[order], dim=0, return_counts=True)
+    index = torch.empty(len(query), k, dtype=torch.int32, device=query.device)
+    dist = query.new_empty(len(query), k)
+    for members in order.split(counts.tolist()):
+        tile = query[members]
+        low, high = tile.amin(0), tile.amax(0)
+        margin = spacing * (k**0.5 + 1)
+        while True:
+            inside = ((database >= low - margin) & (database <= high + margin)).all(-1)
+            near = inside.nonzero().squeeze(1)
+            if len(near) >= k:
+                found, d2 = _knn_brute_force(tile[None], database[near][None], k)
+                # The margin is taken a little smaller than it is, for rounding.
+                if len(near) == len(database) or d2.max() <= (0.999 * margin) ** 2:
+                    break
+            margin *= 2
+        index[members] = near[found[0].long()].int()
+        dist[members] = d2[0]
+    return index, dist
+
+
+def _knn_brute_force(query: Tensor, database: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """All pairs, some queries at a time: (B, Q, 2), (B, N, 2) to (B, Q, k) twice."""
     index, dist = [], []
-    for part in _chunks(num_queries, batch * database.shape[1]):
+    for part in _chunks(query.shape[1], query.shape[0] * database.shape[1]):
         delta = query[:, part, None, :] - database[:, None, :, :]
         d2 = delta.square().sum(-1)
         part_index = _smallest(d2, k)

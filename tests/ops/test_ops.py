@@ -58,6 +58,30 @@ def test_knn_in_chunks_and_on_shared_positions(monkeypatch, rng):
         assert torch.equal(parts[1], whole[1].expand(batch, -1, -1))
 
 
+def _scattered(kind, count, rng):
+    points = torch.randint(0, 40, (count, 2), generator=rng).float()
+    if kind == "one spot":
+        points[:] = 7
+    elif kind == "line":
+        points[:, 1] = 0
+    elif kind == "outlier":
+        points[0] = 1e5
+    elif kind == "fractions":
+        points = points / 3 - 20
+    return points[None]
+
+
+@pytest.mark.parametrize("points", ["grid", "one spot", "line", "outlier", "fractions"])
+@pytest.mark.parametrize("queries", ["grid", "one spot", "outlier"])
+def test_knn_in_tiles_is_exact(points, queries, monkeypatch, rng):
+    query, database = _scattered(queries, 300, rng), _scattered(points, 120, rng)
+    want = ops.knn(query, database, 5)
+    monkeypatch.setattr("aff_seg.ops.reference._BRUTE_FORCE_PAIRS", 0)
+    monkeypatch.setattr("aff_seg.ops.reference._TILE_SIDE", 3)
+    got = ops.knn(query, database, 5)
+    assert torch.equal(got[0], want[0]) and torch.equal(got[1], want[1])
+
+
 def _attention_inputs(rng, *, count=21, heads=2, dim=4, m=4, nearest=3):
     shape = (2, count, heads, dim)
     num_clusters = -(-count // m)
