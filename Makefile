@@ -1,0 +1,34 @@
+# `make` lists the targets. PYTHON names the Python to make .venv with; DETECTRON2=source builds
+# Detectron2 from its official source instead of installing the wheel; FAST=1 shortens the demo.
+SUITABLE = import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))
+CANDIDATES = .venv/bin/python python3.11 python3.12 python3.10 python3
+PYTHON ?= $(shell for python in $(CANDIDATES); do \
+	$$python -c '$(SUITABLE)' 2>/dev/null && echo $$python && exit; done; echo python3)
+DETECTRON2 ?= auto
+VENV_PYTHON = .venv/bin/python
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo lint test test-slow clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+setup:  ## make .venv with everything needed (PYTHON=..., DETECTRON2=source)
+	@$(PYTHON) tools/setup_env.py --detectron2 $(DETECTRON2)
+
+demo: setup  ## train, evaluate and look at a small model on drawn shapes (FAST=1: two minutes)
+	@$(VENV_PYTHON) tools/demo.py $(if $(FAST),--fast)
+
+lint: setup  ## check style and format
+	@$(VENV_PYTHON) -m ruff check .
+	@$(VENV_PYTHON) -m ruff format --check .
+
+test: lint  ## lint, then the tests
+	@$(VENV_PYTHON) -m pytest -m "not slow"
+
+test-slow: lint  ## lint, then all tests, slow ones too
+	@$(VENV_PYTHON) -m pytest
+
+clean:  ## remove what was built, trained and drawn; .venv stays
+	rm -rf build output datasets/shapes*/ *.egg-info .pytest_cache .ruff_cache
+	find aff_seg demo datasets tests tools -name __pycache__ -type d -prune -exec rm -rf {} +

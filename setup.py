@@ -1,0 +1,41 @@
+"""Packaging of aff_seg: ``pip install --no-build-isolation -e .`` beside torch and Detectron2.
+
+torch, torchvision and Detectron2 are not requirements: they have builds of their own for each
+machine, and an existing one is used as it is. `make setup` installs pinned versions of all.
+"""
+
+from importlib.util import find_spec
+
+from setuptools import find_packages, setup
+
+# Modules that several distributions provide: any of them will do.
+PROVIDERS = {"cv2": "opencv-python-headless>=4.5", "panopticapi": "panopticapi-lite>=0.2"}
+
+setup(
+    name="aff_seg",
+    version="0.1.0",
+    description="AutoFocusFormer for semantic, instance and panoptic segmentation on Detectron2",
+    license="MIT",
+    python_requires=">=3.10,<3.13",
+    packages=find_packages(include=["aff_seg", "aff_seg.*"]),
+    install_requires=[
+        "cityscapesscripts>=2.2",
+        "fvcore>=0.1.5.post20221221",
+        "iopath>=0.1.9",
+        "matplotlib>=3.5",
+        "numpy>=1.22",
+        "packaging>=21",
+        "pillow>=9.1",
+        "pycocotools>=2.0.6",
+        "safetensors>=0.4",
+        "scipy>=1.8",
+        "shapely>=1.8",
+        "tabulate>=0.8",
+        "tensorboard>=2.8",
+        "termcolor>=1.1",
+        "tqdm>=4.60",
+        "yacs>=0.1.8",
+        *(name for module, name in PROVIDERS.items() if find_spec(module) is None),
+    ],
+    extras_require={"dev": ["pytest>=7.4", "pytest-timeout>=2.2", "ruff>=0.5"]},
+)
