@@ -1,0 +1,99 @@
+"""Files of weights and training states: reading without running code, writing in one step."""
+
+import contextlib
+import os
+import pickle
+import re
+import zipfile
+import zlib
+from collections.abc import Iterator
+from typing import IO, Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
+
+from aff_seg.errors import UserError
+
+
+def check_weights_exist(path: str) -> None:
+    """Raise a :class:`UserError` where ``path`` is a local file and missing."""
+    if "://" not in path and not os.path.isfile(path):
+        raise UserError(f"Checkpoint {path} does not exist; check MODEL.WEIGHTS.")
+
+
+def is_intact(path: str) -> bool:
+    """Whether a file of :func:`torch.save` is complete and its checksums are right."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.testzip() is None
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError):
+        return False
+
+
+def read_checkpoint(path: str) -> dict[str, Any]:
+    """Read a file of :func:`torch.save` or safetensors without executing anything from it.
+
+    Args:
+        path: a local file.
+
+    Returns:
+        The file's dictionary, where ``model`` maps names to tensors. A file that is such a map
+        itself is wrapped.
+
+    Raises:
+        UserError: the file is damaged, or holds anything but tensors and plain values.
+    """
+    content = _read_safetensors(path) if path.endswith(".safetensors") else _read_torch(path)
+    checkpoint = content if isinstance(content, dict) and "model" in content else {"model": content}
+    weights = checkpoint["model"]
+    if not isinstance(weights, dict) or not all(isinstance(w, Tensor) for w in weights.values()):
+        raise UserError(f"{path} holds no map from parameter names to tensors.")
+    consume_prefix_in_state_dict_if_present(weights, "module.")
+    # Detectron2 would match names by similarity where a file asks for it.
+    return {key: value for key, value in checkpoint.items() if key != "matching_heuristics"}
+
+
+def _read_safetensors(path: str) -> dict[str, Tensor]:
+    try:
+        return safetensors.torch.load_file(path)
+    except safetensors.SafetensorError as error:
+        raise UserError(f"{path} is damaged or no safetensors file: {error}.") from error
+
+
+def _read_torch(path: str) -> Any:
+    if not zipfile.is_zipfile(path):
+        raise UserError(
+            f"{path} is damaged or was not written by torch.save; other pickles are not opened, "
+            "because they can run code."
+        )
+    if not is_intact(path):
+        raise UserError(f"{path} is damaged: its checksums are wrong.")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        name = re.search(r"Unsupported (?:global|class):? (?:GLOBAL )?(\S+)", str(error))
+        found = f" ({name.group(1)})" if name else ""
+        raise UserError(
+            f"{path} holds more than tensors{found} and was not loaded, because that can run code."
+        ) from error
+    except (RuntimeError, KeyError, EOFError) as error:
+        raise UserError(f"{path} is not a checkpoint written by torch.save.") from error
+
+
+@contextlib.contextmanager
+def atomic_open(path: str) -> Iterator[IO[bytes]]:
+    """Open ``path`` for writing; it changes only when the block ends, and then at once."""
+    folder, name = os.path.split(path)
+    unfinished = os.path.join(folder, f".{name}.unfinished")
+    try:
+        with open(unfinished, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(unfinished, path)
+    finally:
+        if os.path.exists(unfinished):
+            os.remove(unfinished)

@@ -1,0 +1,95 @@
+"""A picture of a training run: losses, learning rate and metrics over iterations."""
+
+import json
+from collections import defaultdict
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+# Series of one curve: iterations and values.
+Series = list[tuple[int, float]]
+
+# Panels: title, and the scalars drawn in it with their labels.
+PANELS = (
+    ("Total loss, all layers", {"total_loss": "total"}),
+    (
+        "Loss of the last layer, weighted",
+        {"loss_ce": "class", "loss_mask": "mask", "loss_dice": "dice"},
+    ),
+    ("Learning rate", {"lr": "last"}),
+    (
+        "Evaluation (%)",
+        {
+            "panoptic_seg/PQ": "PQ",
+            "segm/AP": "AP",
+            "sem_seg/mIoU": "mIoU",
+            "sem_seg/IoU": "mIoU",
+        },
+    ),
+)
+
+
+def read_metrics(path: str) -> dict[str, Series]:
+    """Read the file of Detectron2's ``JSONWriter``.
+
+    A run that was resumed, or started again in the same folder, appends to the file: where a
+    scalar comes again at the same or an earlier iteration, what it had from there on is dropped.
+
+    Args:
+        path: a file with one JSON object a line.
+
+    Returns:
+        Per scalar its (iteration, value) pairs, by increasing iteration.
+    """
+    series: dict[str, Series] = defaultdict(list)
+    with open(path, encoding="utf-8") as file:
+        for line in file:
+            if not line.rstrip().endswith("}"):
+                continue  # cut short by a kill
+            row = json.loads(line)
+            iteration = row.pop("iteration")
+            for key, value in row.items():
+                while series[key] and series[key][-1][0] >= iteration:
+                    series[key].pop()
+                series[key].append((iteration, value))
+    return dict(series)
+
+
+def plot_curves(metrics_file: str, picture: str) -> bool:
+    """Draw the curves of a ``metrics.json``.
+
+    Args:
+        metrics_file: file of Detectron2's ``JSONWriter``.
+        picture: path of the picture to write; the suffix decides its format.
+
+    Returns:
+        Whether there was anything to draw.
+    """
+    series = read_metrics(metrics_file)
+    panels = [
+        (title, {label: series[key] for key, label in scalars.items() if key in series})
+        for title, scalars in PANELS
+    ]
+    panels = [(title, curves) for title, curves in panels if curves]
+    if not panels:
+        return False
+    columns = min(len(panels), 2)
+    rows = -(-len(panels) // columns)
+    figure = Figure(figsize=(6.4 * columns, 3.8 * rows), layout="constrained")
+    FigureCanvasAgg(figure)
+    for index, (title, curves) in enumerate(panels, start=1):
+        axes = figure.add_subplot(rows, columns, index)
+        for label, points in curves.items():
+            iterations, values = zip(*points, strict=True)
+            marker = "o" if len(points) < 30 else None
+            axes.plot(iterations, values, marker=marker, ms=4, label=f"{label} {values[-1]:.3g}")
+        axes.set_title(title)
+        axes.set_xlabel("iteration")
+        axes.xaxis.set_major_locator(MaxNLocator(nbins="auto", integer=True))
+        axes.set_ylim(0, axes.get_ylim()[1])
+        axes.grid(alpha=0.3)
+        axes.legend(frameon=False)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(picture, dpi=110)
+    return True

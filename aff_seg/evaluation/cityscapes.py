@@ -1,0 +1,117 @@
+"""Cityscapes' evaluation with progress and tables in the log instead of on stdout."""
+
+import contextlib
+import glob
+import io
+import logging
+import os
+import re
+from collections import OrderedDict
+from collections.abc import Iterator
+
+import cityscapesscripts.evaluation.evalInstanceLevelSemanticLabeling as scripts
+from detectron2.evaluation import CityscapesInstanceEvaluator, CityscapesSemSegEvaluator
+from detectron2.utils import comm
+
+from aff_seg.errors import UserError
+from aff_seg.evaluation.progress import Progress
+
+logger = logging.getLogger(__name__)
+
+DONE = re.compile(r"\rImages Processed: (\d+)")
+TOTAL = re.compile(r"(\d+) (?:pairs of )?images\.\.\.")
+COLOUR = re.compile(r"\x1b\[[\d;]*m")
+
+
+class ScriptOutput(io.StringIO):
+    """Takes what Cityscapes' scripts print: logs their progress, collects the rest."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._progress = Progress(logger, 0)
+
+    def write(self, text: str) -> int:
+        if done := DONE.match(text):
+            self._progress.update(int(done[1]))
+        elif total := TOTAL.search(text):
+            self._progress = Progress(logger, int(total[1]))
+        else:
+            super().write(text)
+        return len(text)
+
+    def tables(self) -> str:
+        """The tables printed, without the confusion matrix, whose lines have backspaces."""
+        lines = COLOUR.sub("", self.getvalue()).splitlines()
+        kept = [line.rstrip() for line in lines if "\b" not in line and line.strip()]
+        return "\n".join(kept)
+
+
+@contextlib.contextmanager
+def _output_to_log(title: str) -> Iterator[None]:
+    """Log what the scripts print; they end the program on errors, which become UserErrors."""
+    output = ScriptOutput()
+    try:
+        with contextlib.redirect_stdout(output):
+            yield
+    except SystemExit as error:
+        raise UserError(f"{title}: {output.tables()}") from error
+    if output.tables():
+        logger.info("%s\n%s", title, output.tables())
+
+
+class InstanceEvaluator(CityscapesInstanceEvaluator):
+    """AP and AP50 of the eight thing classes."""
+
+    def evaluate(self) -> OrderedDict | None:
+        """Score the predictions of all processes.
+
+        The steps are those of the scripts' ``evaluateImgLists``, which would also leave a large
+        file in the working directory.
+
+        Returns:
+            {"segm": {"AP", "AP50"}} in percent on the main process, None on others.
+
+        Raises:
+            UserError: the scripts report an error.
+        """
+        comm.synchronize()
+        if not comm.is_main_process():
+            return None
+        with _output_to_log("Cityscapes instances"):
+            averages = self._averages()
+        self._working_dir.cleanup()
+        scores = {"AP": 100 * averages["allAp"], "AP50": 100 * averages["allAp50%"]}
+        return OrderedDict(segm=scores)
+
+    def _averages(self) -> dict:
+        args = scripts.args
+        args.predictionPath = os.path.abspath(self._temp_dir)
+        args.predictionWalk = None
+        args.colorized = False
+        args.gtInstancesFile = os.path.join(self._temp_dir, "gtInstances.json")
+        pattern = os.path.join(self._metadata.gt_dir, "*", "*_gtFine_instanceIds.png")
+        truth = sorted(glob.glob(pattern))
+        predictions = [scripts.getPrediction(image, args) for image in truth]
+        scripts.setInstanceLabels(args)
+        instances = scripts.getGtInstances(truth, args)
+        matches = scripts.matchGtWithPreds(predictions, truth, instances, args)
+        averages = scripts.computeAverages(scripts.evaluateMatches(matches, args), args)
+        scripts.printResults(averages, args)
+        return averages
+
+
+class SemanticEvaluator(CityscapesSemSegEvaluator):
+    """IoU of the 19 classes and of their categories, by pixel and weighted by instance."""
+
+    def evaluate(self) -> OrderedDict | None:
+        """Score the predictions of all processes.
+
+        Returns:
+            {"sem_seg": {"IoU", "iIoU", "IoU_sup", "iIoU_sup"}} in percent on the main process,
+            None on others.
+
+        Raises:
+            UserError: the scripts report an error.
+        """
+        with _output_to_log("Cityscapes classes"):
+            return super().evaluate()

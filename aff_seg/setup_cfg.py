@@ -1,0 +1,153 @@
+"""From a config file and ``KEY VALUE`` pairs to a checked config."""
+
+import difflib
+import logging
+import os
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+import yaml
+from detectron2.config import CfgNode, get_cfg
+
+from aff_seg.config import add_aff_config
+from aff_seg.errors import UserError
+
+BASE_KEY = "_BASE_"
+
+
+def load_cfg(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
+    """Detectron2's defaults, this project's, a config file and overrides, in this order.
+
+    ``MODEL.DEVICE`` becomes ``cpu`` where no GPU is visible; :func:`announce_device` says so.
+
+    Args:
+        config_file: path of a yaml file; its ``_BASE_`` files are merged first.
+        opts: ``[KEY, VALUE, KEY, VALUE, ...]``, merged last.
+
+    Returns:
+        The config, not frozen.
+
+    Raises:
+        UserError: a file is missing or no yaml mapping, a key does not exist, or a value has
+            the wrong type.
+    """
+    cfg = get_cfg()
+    add_aff_config(cfg)
+    _merge_file(cfg, config_file)
+    _merge_opts(cfg, list(opts))
+    if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
+        cfg.MODEL.DEVICE = "cpu"
+    return cfg
+
+
+def announce_device(cfg: CfgNode) -> None:
+    """Log in one line when the model runs on a CPU because no GPU is visible."""
+    if cfg.MODEL.DEVICE == "cpu" and not torch.cuda.is_available():
+        logging.getLogger(__name__).warning("No GPU is visible: running on the CPU.")
+
+
+def _merge_file(cfg: CfgNode, config_file: str) -> None:
+    if not os.path.isfile(config_file):
+        raise UserError(_missing_config(config_file))
+    known = dict(_leaves(cfg))
+    origin = {}
+    for path, settings in _inherited(config_file):
+        for key, value in _leaves(settings):
+            if isinstance(_lookup(cfg, key), CfgNode):
+                if not isinstance(value, dict):
+                    raise UserError(f"{path}: {key} is a group of keys, not a key with a value.")
+            elif key not in known:
+                raise UserError(f"{path}: {_unknown_key(key, known)}")
+            origin[key] = (path, value)
+    try:
+        cfg.merge_from_file(config_file, allow_unsafe=False)
+    except ValueError as error:
+        key = _key_of(error)
+        path, value = origin[key]
+        raise UserError(f"{path}: {_wrong_type(key, value, _lookup(cfg, key))}") from error
+
+
+def _merge_opts(cfg: CfgNode, opts: list[str]) -> None:
+    if len(opts) % 2:
+        raise UserError(
+            f"Config overrides come in pairs KEY VALUE after all --options, not {' '.join(opts)!r}."
+        )
+    known = dict(_leaves(cfg))
+    for key, value in zip(opts[::2], opts[1::2], strict=True):
+        if key not in known:
+            raise UserError(f"Command line: {_unknown_key(key, known)}")
+        try:
+            cfg.merge_from_list([key, value])
+        except ValueError as error:
+            raise UserError(f"Command line: {_wrong_type(key, value, known[key])}") from error
+
+
+def _inherited(path: str, heirs: tuple[str, ...] = ()) -> Iterator[tuple[str, dict]]:
+    """Yield every file that ``path`` builds on, bases first, with the settings it holds."""
+    if path in heirs:
+        raise UserError(f"{path} inherits itself through {BASE_KEY}.")
+    if not os.path.isfile(path):
+        raise UserError(f"{heirs[-1]}: its {BASE_KEY} file {path} does not exist.")
+    with open(path, encoding="utf-8") as file:
+        try:
+            settings = yaml.safe_load(file)
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            reason = " ".join(str(error).split())
+            raise UserError(f"{path} is not plain yaml: {reason}") from error
+    if not isinstance(settings, dict):
+        raise UserError(f"{path} must hold KEY: VALUE settings, but holds {settings!r:.80}.")
+    bases = settings.pop(BASE_KEY, [])
+    for base in [bases] if isinstance(bases, str) else bases:
+        base = os.path.join(os.path.dirname(path), os.path.expanduser(base))
+        yield from _inherited(os.path.normpath(base), (*heirs, path))
+    yield path, settings
+
+
+def _leaves(node: dict, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield ("A.B.C", value) for every value of nested settings."""
+    for name, value in node.items():
+        if isinstance(value, dict) and value:
+            yield from _leaves(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def _lookup(cfg: CfgNode, key: str) -> Any:
+    node: Any = cfg
+    for name in key.split("."):
+        node = node.get(name) if isinstance(node, CfgNode) else None
+    return node
+
+
+def _key_of(error: ValueError) -> str:
+    """The key that yacs names at the end of a type error."""
+    return re.search(r"config key: (\S+)$", str(error)).group(1)
+
+
+def _unknown_key(key: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(key, known, n=1)
+    hint = f"; did you mean {close[0]}?" if close else "."
+    return f"there is no config key {key}{hint}"
+
+
+def _wrong_type(key: str, value: Any, default: Any) -> str:
+    return (
+        f"{key} is {value!r}, but must be of type {type(default).__name__}, "
+        f"like its default {default!r}."
+    )
+
+
+def _missing_config(config_file: str) -> str:
+    if not config_file:
+        return "Give a config, such as --config-file configs/cityscapes/panoptic/aff_mini.yaml."
+    folder = os.path.dirname(config_file) or "."
+    if not os.path.isdir(folder):
+        return f"Config file {config_file} does not exist: there is no folder {folder}."
+    there = sorted(
+        name[: -len(".yaml")]
+        for name in os.listdir(folder)
+        if name.endswith(".yaml") and not name.startswith("Base-")
+    )
+    return f"Config file {config_file} does not exist; {folder} has {', '.join(there) or 'none'}."

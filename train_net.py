@@ -1,0 +1,107 @@
+"""Train or evaluate AutoFocusFormer.
+
+    python train_net.py --config-file configs/cityscapes/panoptic/aff_mini.yaml --num-gpus 8
+    python train_net.py --config-file ... --resume
+    python train_net.py --config-file ... --eval-only MODEL.WEIGHTS model.pth
+
+Any config key can be set at the end: ``SOLVER.IMS_PER_BATCH 8 OUTPUT_DIR output/mini``.
+"""
+
+import argparse
+import logging
+import os
+import sys
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.engine import default_argument_parser, default_setup, launch
+from detectron2.evaluation import verify_results
+from detectron2.utils import comm
+from detectron2.utils.logger import setup_logger
+from torch.multiprocessing import ProcessExitedException
+
+from aff_seg.checkpoint import Checkpointer
+from aff_seg.checkpoint_file import check_weights_exist
+from aff_seg.cli import plain_errors
+from aff_seg.data import check_datasets
+from aff_seg.engine import Trainer, by_dataset
+from aff_seg.errors import UserError
+from aff_seg.evaluation import Results, format_table, save_results
+from aff_seg.setup_cfg import announce_device, load_cfg
+
+PROGRAM = "train_net.py"
+logger = logging.getLogger("aff_seg.train_net")
+
+
+def setup(args: argparse.Namespace) -> CfgNode:
+    """Load the config, start the logs in its ``OUTPUT_DIR``, seed everything."""
+    cfg = load_cfg(args.config_file, args.opts)
+    cfg.freeze()
+    try:
+        os.makedirs(cfg.OUTPUT_DIR, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"Cannot write to OUTPUT_DIR {cfg.OUTPUT_DIR}: {error.strerror}.") from None
+    default_setup(cfg, args)
+    setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="aff_seg")
+    announce_device(cfg)
+    return cfg
+
+
+def evaluate(cfg: CfgNode, *, resume: bool) -> Results:
+    """Score the weights of ``MODEL.WEIGHTS``, or with ``resume`` the last checkpoint."""
+    model = Trainer.build_model(cfg)
+    checkpointer = Checkpointer(model, cfg.OUTPUT_DIR)
+    if not (cfg.MODEL.WEIGHTS or resume and checkpointer.has_checkpoint()):
+        logger.warning("No MODEL.WEIGHTS: evaluating a model with random weights.")
+    checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
+    return by_dataset(cfg, Trainer.test(cfg, model))
+
+
+def train(cfg: CfgNode, *, resume: bool) -> Results:
+    """Train from ``MODEL.WEIGHTS``, or with ``resume`` from the last checkpoint, and score."""
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(resume=resume)
+    trainer.train()
+    return trainer.last_results
+
+
+def main(args: argparse.Namespace) -> None:
+    """What each process does."""
+    with plain_errors(PROGRAM):
+        cfg = setup(args)
+        if not args.resume and cfg.MODEL.WEIGHTS:
+            check_weights_exist(cfg.MODEL.WEIGHTS)
+        if comm.get_local_rank() == 0:
+            check_datasets(cfg, splits=("TEST",) if args.eval_only else ("TRAIN", "TEST"))
+        comm.synchronize()
+        run = evaluate if args.eval_only else train
+        results = run(cfg, resume=args.resume)
+        if comm.is_main_process():
+            path = save_results(results, cfg.OUTPUT_DIR)
+            logger.info("Results, also in %s:\n%s", path, format_table(results))
+            for result in results.values():
+                verify_results(cfg, result)
+
+
+def check_devices(args: argparse.Namespace) -> None:
+    """Raise a :class:`UserError` where there are fewer GPUs than asked for, but not none."""
+    visible = torch.cuda.device_count()
+    if 0 < visible < args.num_gpus:
+        raise UserError(f"--num-gpus is {args.num_gpus}, but only {visible} are visible.")
+
+
+if __name__ == "__main__":
+    arguments = default_argument_parser().parse_args()
+    with plain_errors(PROGRAM):
+        check_devices(arguments)
+        try:
+            launch(
+                main,
+                arguments.num_gpus,
+                num_machines=arguments.num_machines,
+                machine_rank=arguments.machine_rank,
+                dist_url=arguments.dist_url,
+                args=(arguments,),
+            )
+        except ProcessExitedException as failed:
+            sys.exit(failed.exit_code)
