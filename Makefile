@@ -5,6 +5,8 @@ CANDIDATES = .venv/bin/python python3.11 python3.12 python3.10 python3
 PYTHON ?= $(shell for python in $(CANDIDATES); do \
 	$$python -c '$(SUITABLE)' 2>/dev/null && echo $$python && exit; done; echo python3)
 DETECTRON2 ?= auto
+# Threads that wait do not spin: on a busy machine spinning slows torch down many times over.
+export OMP_WAIT_POLICY ?= PASSIVE
 VENV_PYTHON = .venv/bin/python
 
 .DEFAULT_GOAL := help

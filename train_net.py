@@ -30,6 +30,8 @@ from aff_seg.evaluation import Results, format_table, save_results
 from aff_seg.setup_cfg import announce_device, load_cfg
 
 PROGRAM = "train_net.py"
+# Of one message of Detectron2's on the terminal.
+MOST_LINES = 20
 logger = logging.getLogger("aff_seg.train_net")
 
 
@@ -41,6 +43,10 @@ def setup(args: argparse.Namespace) -> CfgNode:
         os.makedirs(cfg.OUTPUT_DIR, exist_ok=True)
     except OSError as error:
         raise UserError(f"Cannot write to OUTPUT_DIR {cfg.OUTPUT_DIR}: {error.strerror}.") from None
+    # Detectron2 logs the environment and whole configs: pages, which belong into log.txt.
+    for handler in setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank()).handlers:
+        if handler.stream is sys.stdout:
+            handler.addFilter(lambda record: record.getMessage().count("\n") < MOST_LINES)
     default_setup(cfg, args)
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="aff_seg")
     announce_device(cfg)
