@@ -75,7 +75,8 @@ def test_panels_stand_in_reading_order(shape, columns):
     "shape", [(1, 1), (2, 3), (5, 300), (300, 5), (1, 2000), (192, 384), (3000, 4000)]
 )
 def test_figure_can_be_looked_at(shape):
-    figure = draw(np.zeros((*shape, 3), dtype=np.uint8), (16, 16))
+    input_size = tuple(max(1, round(64 * side / max(shape))) for side in shape)
+    figure = draw(np.zeros((*shape, 3), dtype=np.uint8), input_size)
     assert figure.dtype == np.uint8
     assert red(figure).any()
     assert figure.shape[1] > 480

@@ -1,0 +1,78 @@
+"""Pictures from anywhere, read as 8-bit RGB."""
+
+import warnings
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from aff_seg.errors import UserError
+
+# Formats that Pillow decodes by itself; others, such as EPS, would start a program.
+FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
+SUFFIXES = (
+    *(".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm"),
+    *(".tif", ".tiff", ".webp"),
+)
+# What Pillow raises for damaged files of these formats.
+_DAMAGED = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+
+
+def read_image(path: str) -> np.ndarray:
+    """Read a picture upright.
+
+    The orientation noted in EXIF is applied. Grey, palette and CMYK pictures become RGB; what
+    is transparent is laid on white; 16-bit values are divided by 256. Of an animation the first
+    picture is read.
+
+    Args:
+        path: a file of any of :data:`FORMATS`, whatever its name.
+
+    Returns:
+        ``(H, W, 3)`` uint8, RGB.
+
+    Raises:
+        UserError: the file is missing, empty, damaged, or not a picture.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about damaged EXIF and large pictures
+            with Image.open(path, formats=FORMATS) as image:
+                image.load()
+                return np.array(_to_rgb(_upright(image)))
+    except UnidentifiedImageError as error:
+        raise UserError(f"{path} {_why_unidentified(path)}.") from error
+    except _DAMAGED as error:
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+        raise UserError(f"{path} cannot be read as an image: {reason.rstrip('.')}.") from error
+
+
+def _why_unidentified(path: str) -> str:
+    with open(path, "rb") as file:
+        return "is not an image of a known format" if file.read(1) else "is empty (zero bytes)"
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """Apply the EXIF orientation; EXIF that cannot be read is ignored."""
+    try:
+        return ImageOps.exif_transpose(image)
+    except _DAMAGED:
+        return image
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "F":
+        raise ValueError("its pixels are floating point numbers, of which white is not known")
+    if image.mode.startswith("I"):
+        return Image.fromarray(_high_bytes(np.asarray(image))).convert("RGB")
+    if "A" in image.getbands() or "transparency" in image.info:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image)
+    return image.convert("RGB")
+
+
+def _high_bytes(values: np.ndarray) -> np.ndarray:
+    """Grey of 16 bits, in whatever integer type, as 8 bits."""
+    if values.min() < 0 or values.max() > 0xFFFF:
+        raise ValueError(f"its values go from {values.min()} to {values.max()}, not 0 to 65535")
+    return (values >> 8).astype(np.uint8)

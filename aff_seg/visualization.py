@@ -1,0 +1,103 @@
+"""Pictures of what the model found: segments laid over the image.
+
+Detectron2's ``Visualizer`` is not used, because it fills the holes of things, needs a float
+image for every stuff segment with a hole (200 MB in a 12 megapixel photo), and picks colours at
+random. The same result gives the same picture here.
+"""
+
+import colorsys
+from collections import defaultdict
+from collections.abc import Iterator
+from typing import Any
+
+import cv2
+import numpy as np
+from detectron2.data import Metadata
+
+from aff_seg.lettering import Label, write_labels
+from aff_seg.segments import (
+    Segment,
+    class_name,
+    instance_segments,
+    panoptic_segments,
+    resize_nearest,
+    semantic_segments,
+)
+
+# Images whose longer side is shorter than this are enlarged by a whole factor.
+MIN_SIDE = 640
+# Instances of an instance-only result are drawn from this score on.
+MIN_SCORE = 0.5
+OPACITY = 0.55
+EDGE_COLOUR = (255, 255, 240)
+# How far the colours of neighbours of one class, one after the other, are moved to white.
+TINTS = (0.0, 0.45, 0.2, 0.6)
+
+
+def draw_segments(image: np.ndarray, result: dict[str, Any], metadata: Metadata) -> np.ndarray:
+    """Lay the segments over an image, with their names.
+
+    Of a result with several parts the panoptic one is drawn, else the instances with a score of
+    at least :data:`MIN_SCORE`, else the semantic one.
+
+    Args:
+        image: ``(H, W, 3)`` uint8, RGB.
+        result: of the image, as the model gives it.
+        metadata: of the dataset: names and, where it has them, colours.
+
+    Returns:
+        ``(k H, k W, 3)`` uint8, RGB, with k a whole number: 1 unless the image is small.
+    """
+    size = image.shape[:2]
+    zoom = max(1, -(-MIN_SIDE // max(size)))
+    canvas = resize_nearest(image, (zoom * size[0], zoom * size[1])).copy()
+    labels = []
+    seen: dict[int, int] = defaultdict(int)
+    for segment in _segments_to_draw(result, size):
+        tint = TINTS[seen[segment.category_id] % len(TINTS)] if segment.is_thing else 0.0
+        seen[segment.category_id] += 1
+        colour = _tinted(class_colour(metadata, segment.category_id, segment.is_thing), tint)
+        mask = resize_nearest(segment.mask, canvas.shape[:2]).astype(np.uint8)
+        _fill(canvas, mask, colour)
+        labels.append(Label.on_mask(_label(segment, metadata), mask))
+    labels.sort(key=lambda label: label.depth)
+    return write_labels(canvas, labels, min(64, max(12, max(canvas.shape) // 55)))
+
+
+def class_colour(metadata: Metadata, category_id: int, is_thing: bool) -> tuple[int, int, int]:
+    """The dataset's RGB colour of a class, or one of our own where it has none."""
+    colours = metadata.get("thing_colors" if is_thing else "stuff_colors", None) or ()
+    if category_id < len(colours):
+        return tuple(colours[category_id])
+    # Golden ratio steps around the circle of hues keep neighbours far apart.
+    hue = category_id * 0.618034 % 1
+    value = (1.0, 0.8, 0.6)[category_id % 3]
+    return tuple(round(255 * x) for x in colorsys.hsv_to_rgb(hue, 0.75, value))
+
+
+def _segments_to_draw(result: dict[str, Any], size: tuple[int, int]) -> Iterator[Segment]:
+    if "panoptic_seg" in result:
+        return panoptic_segments(result["panoptic_seg"], size)
+    if "instances" in result:
+        instances = result["instances"]
+        return instance_segments(instances[instances.scores >= MIN_SCORE], size)
+    return semantic_segments(result["sem_seg"], size)
+
+
+def _label(segment: Segment, metadata: Metadata) -> str:
+    name = class_name(metadata, segment.category_id, segment.is_thing)
+    return name if segment.score is None else f"{name} {segment.score:.0%}"
+
+
+def _tinted(colour: tuple[int, int, int], tint: float) -> tuple[int, int, int]:
+    return tuple(round(x + (255 - x) * tint) for x in colour)
+
+
+def _fill(canvas: np.ndarray, mask: np.ndarray, colour: tuple[int, int, int]) -> None:
+    """Paint a mask on the canvas, half transparent, with a bright edge."""
+    inside = mask.astype(bool)
+    paint = (1 - OPACITY) * canvas[inside] + OPACITY * np.array(colour)
+    canvas[inside] = paint.round().astype(np.uint8)
+    outlines, _ = cv2.findContours(mask, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
+    width = 1 + max(canvas.shape) // 1500
+    cv2.drawContours(canvas, outlines, -1, EDGE_COLOUR, thickness=width)
