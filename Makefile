@@ -10,7 +10,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 VENV_PYTHON = .venv/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo lint test test-slow clean
+.PHONY: help setup demo lint test test-slow bench gpu-check clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -30,6 +30,12 @@ test: lint  ## lint, then the tests
 
 test-slow: lint  ## lint, then all tests, slow ones too
 	@$(VENV_PYTHON) -m pytest
+
+bench: setup  ## time the operators and the parts of the model
+	@$(VENV_PYTHON) tools/benchmark.py
+
+gpu-check: setup  ## check that a GPU computes what the CPU does
+	@$(VENV_PYTHON) tools/gpu_check.py
 
 clean:  ## remove what was built, trained and drawn; .venv stays
 	rm -rf build output datasets/shapes*/ *.egg-info .pytest_cache .ruff_cache

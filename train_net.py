@@ -20,11 +20,11 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 from torch.multiprocessing import ProcessExitedException
 
-from aff_seg.checkpoint import Checkpointer
-from aff_seg.checkpoint_file import check_weights_exist
 from aff_seg.cli import plain_errors
 from aff_seg.data import check_datasets
-from aff_seg.engine import Trainer, by_dataset
+from aff_seg.engine.checkpoint import Checkpointer
+from aff_seg.engine.checkpoint_file import check_weights_exist
+from aff_seg.engine.trainer import Trainer, by_dataset
 from aff_seg.errors import UserError
 from aff_seg.evaluation import Results, format_table, save_results
 from aff_seg.setup_cfg import announce_device, load_cfg

@@ -13,16 +13,16 @@ from detectron2.config import CfgNode
 from PIL import Image
 from tqdm import tqdm
 
-from aff_seg.checkpoint import atomic_open, check_weights_exist
 from aff_seg.cli import plain_errors
+from aff_seg.engine.checkpoint import atomic_open, check_weights_exist
 from aff_seg.errors import UserError
-from aff_seg.images import read_image
-from aff_seg.inputs import find_images, output_names
-from aff_seg.predictor import Predictor
-from aff_seg.segments import segments_to_json
+from aff_seg.prediction.images import read_image
+from aff_seg.prediction.inputs import find_images, output_names
+from aff_seg.prediction.predictor import Predictor
+from aff_seg.prediction.segments import segments_to_json
 from aff_seg.setup_cfg import announce_device, load_cfg
-from aff_seg.token_figure import draw_tokens
-from aff_seg.visualization import draw_segments
+from aff_seg.visualization.overlay import draw_segments
+from aff_seg.visualization.token_figure import draw_tokens
 
 PROGRAM = "demo.py"
 EXAMPLE = """
@@ -31,7 +31,7 @@ For each picture the output folder gets
   <name>_overlay.png  the picture with the segments found and their classes
   <name>_tokens.png   with --tokens: the tokens of stages 2, 3 and 4 in red
   <name>.json         the segments: class, area, box, mask as COCO RLE; see
-                      aff_seg/segments.py for every field
+                      aff_seg/prediction/segments.py for every field
 
 where <name> is the picture's file name without suffix, with its folder's name before it where
 two would be the same. Pictures that cannot be read are named and left out; the exit status is

@@ -14,8 +14,8 @@ import torch
 from detectron2.modeling import build_model
 from PIL import Image
 
-from aff_seg.predictor import MAX_RESULT_PIXELS, Predictor, result_size
-from aff_seg.segments import class_name
+from aff_seg.prediction.predictor import MAX_RESULT_PIXELS, Predictor, result_size
+from aff_seg.prediction.segments import class_name
 from aff_seg.setup_cfg import load_cfg
 
 ROOT = Path(__file__).parents[1]

@@ -22,7 +22,9 @@ PICTURES = 6
 
 def run(step: str, *command: str, data_root: str) -> None:
     """Run one command of the project, its output in plain sight; stop where it fails."""
-    print(f"\n=== {step}\n$ DETECTRON2_DATASETS={data_root} python {shlex.join(command)}", flush=True)
+    print(
+        f"\n=== {step}\n$ DETECTRON2_DATASETS={data_root} python {shlex.join(command)}", flush=True
+    )
     env = {**os.environ, "DETECTRON2_DATASETS": data_root, "PYTHONUNBUFFERED": "1"}
     # glibc then keeps freed memory instead of handing it back after each step.
     env.update(MALLOC_TRIM_THRESHOLD_="8589934592", MALLOC_TOP_PAD_="268435456")

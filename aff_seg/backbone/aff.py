@@ -6,7 +6,6 @@ Source: arXiv 2304.12406.
 
 from collections.abc import Sequence
 
-import torch
 import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
@@ -200,7 +199,8 @@ class AutoFocusFormer(Backbone):
 
         self.patch_embed = PatchEmbed(embed_dim[0], norm=patch_norm)
         self.pos_drop = nn.Dropout(drop_rate)
-        drop_path = torch.linspace(0, drop_path_rate, sum(depths)).tolist()
+        steps = max(1, sum(depths) - 1)
+        drop_path = [drop_path_rate * i / steps for i in range(sum(depths))]
         self.layers = nn.ModuleList()
         for i, depth in enumerate(depths):
             blocks = [

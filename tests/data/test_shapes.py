@@ -42,12 +42,12 @@ def digests(root: Path) -> dict[str, str]:
     }
 
 
-def run(*command: object, **env: str) -> subprocess.CompletedProcess:
+def run(*command: object, cwd: Path = REPO, **env: str) -> subprocess.CompletedProcess:
     return subprocess.run(
         [sys.executable, *map(str, command)],
         capture_output=True,
         text=True,
-        cwd=REPO,
+        cwd=cwd,
         env={**os.environ, **env},
         check=False,
     )
@@ -320,9 +320,11 @@ def test_detectron2_reads_every_layout_by_its_own_names(root):
         assert 0 <= lowest <= highest < classes[name]
 
 
-def test_ground_truth_as_prediction_scores_one_hundred(root):
+def test_ground_truth_as_prediction_scores_one_hundred(root, tmp_path):
     script = Path(__file__).with_name("perfect_prediction.py")
-    done = run(script, "cityscapes_fine_panoptic_val", DETECTRON2_DATASETS=str(root))
+    # Cityscapes' script leaves a file in the working directory.
+    name = "cityscapes_fine_panoptic_val"
+    done = run(script, name, cwd=tmp_path, DETECTRON2_DATASETS=str(root))
     assert done.returncode == 0, done.stderr
     scores = json.loads(done.stdout.split("SCORES ")[1])
     for metric in ("PQ", "PQ_th", "PQ_st"):

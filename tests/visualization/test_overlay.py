@@ -6,8 +6,8 @@ import torch
 from detectron2.data import Metadata, MetadataCatalog
 from detectron2.structures import Boxes, Instances
 
-from aff_seg.lettering import Label, write_labels
-from aff_seg.visualization import OPACITY, class_colour, draw_segments
+from aff_seg.visualization.lettering import Label, write_labels
+from aff_seg.visualization.overlay import OPACITY, class_colour, draw_segments
 
 COLOURS = [(200, 0, 0), (0, 200, 0), (0, 0, 200)]
 METADATA = Metadata(

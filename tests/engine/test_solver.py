@@ -6,8 +6,8 @@ from detectron2.config import get_cfg
 from torch import nn
 
 from aff_seg import add_aff_config
+from aff_seg.engine.solver import build_lr_scheduler, build_optimizer
 from aff_seg.errors import UserError
-from aff_seg.solver import build_lr_scheduler, build_optimizer
 
 
 class Model(nn.Module):

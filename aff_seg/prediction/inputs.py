@@ -5,7 +5,7 @@ import os
 from collections import Counter
 from collections.abc import Sequence
 
-from aff_seg.images import SUFFIXES
+from aff_seg.prediction.images import SUFFIXES
 
 
 def find_images(inputs: Sequence[str]) -> tuple[list[str], list[str]]:

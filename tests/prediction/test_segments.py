@@ -9,7 +9,7 @@ import torch
 from detectron2.data import Metadata
 from detectron2.structures import Boxes, Instances
 
-from aff_seg.segments import resize_nearest, segments_to_json
+from aff_seg.prediction.segments import resize_nearest, segments_to_json
 
 NAMES = Metadata(thing_classes=["road", "car", "bus"], stuff_classes=["road", "car", "bus"])
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from aff_seg.token_figure import RED, draw_tokens, kept_cells, paint_tokens
+from aff_seg.visualization.token_figure import RED, draw_tokens, kept_cells, paint_tokens
 
 
 def red(picture):

@@ -14,8 +14,7 @@ import cv2
 import numpy as np
 from detectron2.data import Metadata
 
-from aff_seg.lettering import Label, write_labels
-from aff_seg.segments import (
+from aff_seg.prediction.segments import (
     Segment,
     class_name,
     instance_segments,
@@ -23,6 +22,7 @@ from aff_seg.segments import (
     resize_nearest,
     semantic_segments,
 )
+from aff_seg.visualization.lettering import Label, write_labels
 
 # Images whose longer side is shorter than this are enlarged by a whole factor.
 MIN_SIDE = 640

@@ -10,7 +10,12 @@ import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from torch import Tensor
 
-from aff_seg.checkpoint_file import atomic_open, check_weights_exist, is_intact, read_checkpoint
+from aff_seg.engine.checkpoint_file import (
+    atomic_open,
+    check_weights_exist,
+    is_intact,
+    read_checkpoint,
+)
 from aff_seg.errors import UserError
 
 logger = logging.getLogger(__name__)

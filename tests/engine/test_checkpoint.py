@@ -14,8 +14,8 @@ import torch
 from detectron2.modeling import META_ARCH_REGISTRY
 from torch import nn
 
-from aff_seg.checkpoint import Checkpointer, compare
-from aff_seg.checkpoint_file import atomic_open, is_intact, read_checkpoint
+from aff_seg.engine.checkpoint import Checkpointer, compare
+from aff_seg.engine.checkpoint_file import atomic_open, is_intact, read_checkpoint
 from aff_seg.errors import UserError
 from aff_seg.setup_cfg import load_cfg
 
@@ -124,7 +124,7 @@ VARIANTS = ("mini", "tiny")
 @pytest.fixture(scope="module")
 def states():
     """State of every variant, names and shapes only."""
-    configs = Path(__file__).parents[1] / "configs"
+    configs = Path(__file__).parents[2] / "configs"
     states = {}
     for folder in ("cityscapes/panoptic", "ade20k/semantic", "coco/instance"):
         for variant in VARIANTS if folder.startswith("city") else ("mini",):
@@ -305,7 +305,7 @@ def test_kill_in_the_middle_of_a_write_leaves_a_state_to_resume_from(tmp_path):
     trained(tmp_path, steps=2)
     script = f"""
         import os, signal, torch
-        from aff_seg.checkpoint import Checkpointer
+        from aff_seg.engine.checkpoint import Checkpointer
 
         def half_a_save(state, file):
             file.write(b"PK half of a checkpoint")

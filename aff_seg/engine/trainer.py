@@ -22,12 +22,12 @@ from detectron2.utils import comm
 from detectron2.utils.events import EventWriter, JSONWriter, TensorboardXWriter
 from torch import nn
 
-from aff_seg import solver
-from aff_seg.checkpoint import Checkpointer
 from aff_seg.data import build_train_mapper
+from aff_seg.engine import solver
+from aff_seg.engine.checkpoint import Checkpointer
+from aff_seg.engine.hooks import CurvePlotter, ProgressPrinter
 from aff_seg.errors import UserError
 from aff_seg.evaluation import Results, build_evaluator
-from aff_seg.hooks import CurvePlotter, ProgressPrinter
 
 logger = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from detectron2.data import Metadata, MetadataCatalog
 from detectron2.data.transforms import ResizeShortestEdge, ResizeTransform
 from detectron2.modeling import build_model
 
-from aff_seg.checkpoint import Checkpointer
+from aff_seg.engine.checkpoint import Checkpointer
 
 # A result has at most this many pixels, those of a Cityscapes image: every query has a mask of
 # this size in memory. Bigger images get a smaller result.
@@ -23,7 +23,7 @@ class Prediction:
 
     Attributes:
         result: as the model gives it; its maps have the size of the image, or one smaller by
-            the same factor both ways, see :mod:`aff_seg.segments`.
+            the same factor both ways, see :mod:`aff_seg.prediction.segments`.
         tokens: per level, "res2" to "res5", ``(N, 2)`` int64 positions of the tokens, (x, y) in
             stride-4 pixels of the network's input. Some may lie in its padding.
         input_size: (H, W) in pixels that the image had in the network's input, without padding.

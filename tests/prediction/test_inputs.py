@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from aff_seg.inputs import find_images, output_names
+from aff_seg.prediction.inputs import find_images, output_names
 
 
 @pytest.fixture

@@ -7,8 +7,8 @@ import cv2
 import numpy as np
 from PIL import Image, ImageDraw
 
-from aff_seg.lettering import font
-from aff_seg.segments import nearest, resize_nearest
+from aff_seg.prediction.segments import nearest, resize_nearest
+from aff_seg.visualization.lettering import font
 
 # A stage works on the tokens that survived the downsampling before it.
 STAGES = {"Stage 2": "res3", "Stage 3": "res4", "Stage 4": "res5"}

@@ -16,10 +16,10 @@ from torch.utils.data import DataLoader
 
 from aff_seg import add_aff_config
 from aff_seg.cli import plain_errors
-from aff_seg.curves import plot_curves, read_metrics
-from aff_seg.engine import _has_no_user_error, by_dataset, use_amp
+from aff_seg.engine.curves import plot_curves, read_metrics
+from aff_seg.engine.hooks import CurvePlotter, ProgressPrinter
+from aff_seg.engine.trainer import _has_no_user_error, by_dataset, use_amp
 from aff_seg.errors import UserError
-from aff_seg.hooks import CurvePlotter, ProgressPrinter
 
 
 def write_rows(path, rows):
@@ -79,12 +79,14 @@ def test_progress_and_curves_of_a_run(tmp_path, caplog):
     log = types.SimpleNamespace(write=writer.write)
 
     class Recorder(ProgressPrinter):
+        SECONDS = (1000.0, 1000.0)
+
         def after_step(self):
             self.trainer.storage.put_scalar("lr", 0.1, smoothing_hint=False)
             super().after_step()
             log.write()
 
-    trainer.register_hooks([Recorder(seconds=1000), CurvePlotter(str(tmp_path))])
+    trainer.register_hooks([Recorder(), CurvePlotter(str(tmp_path))])
     with caplog.at_level(logging.INFO, logger="aff_seg"):
         trainer.train(0, 3)
     lines = [message for message in caplog.messages if message.startswith("iter")]

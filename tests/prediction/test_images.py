@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from aff_seg.errors import UserError
-from aff_seg.images import read_image
+from aff_seg.prediction.images import read_image
 
 EXIF_ORIENTATION = 274
 

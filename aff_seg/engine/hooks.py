@@ -8,26 +8,30 @@ import time
 import torch
 from detectron2.engine import HookBase
 
-from aff_seg.curves import plot_curves
+from aff_seg.engine.curves import plot_curves
 
 logger = logging.getLogger(__name__)
 
 
 class ProgressPrinter(HookBase):
-    """Log one line every few seconds: progress, time left, losses of the last layer, speed."""
+    """Log one line at a time: progress, time left, losses of the last layer, speed.
 
-    def __init__(self, *, seconds: float = 5.0) -> None:
-        """
-        Args:
-            seconds: time between two lines; the first and the last iteration have one anyway.
-        """
-        self._seconds = seconds
+    Lines come every few seconds at first and once a minute in a run of hours; the first and the
+    last iteration have one anyway.
+    """
+
+    SECONDS = (5.0, 60.0)
+
+    def before_train(self) -> None:
+        self._start = time.perf_counter()
         self._last = -float("inf")
 
     def after_step(self) -> None:
         done = self.trainer.iter + 1
         now = time.perf_counter()
-        if now - self._last >= self._seconds or done == self.trainer.max_iter:
+        shortest, longest = self.SECONDS
+        period = min(max(shortest, (now - self._start) / 50), longest)
+        if now - self._last >= period or done == self.trainer.max_iter:
             self._last = now
             logger.info(self._line(done))
 
