@@ -21,7 +21,7 @@ from aff_seg.errors import UserError
 def check_weights_exist(path: str) -> None:
     """Raise a :class:`UserError` where ``path`` is a local file and missing."""
     if "://" not in path and not os.path.isfile(path):
-        raise UserError(f"Checkpoint {path} does not exist; check MODEL.WEIGHTS.")
+        raise UserError(f"Checkpoint {path} does not exist; correct its path.")
 
 
 def is_intact(path: str) -> bool:

@@ -154,7 +154,7 @@ def test_checkpoints_of_other_tasks_fit_but_for_a_few_keys(states, folder):
 
 
 def test_missing_file_is_named(tmp_path):
-    assert "does not exist; check MODEL.WEIGHTS" in load_error(tmp_path / "gone.pth")
+    assert "does not exist; correct its path" in load_error(tmp_path / "gone.pth")
 
 
 @pytest.mark.parametrize(
