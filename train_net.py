@@ -31,7 +31,7 @@ from aff_seg.setup_cfg import announce_device, load_cfg
 
 PROGRAM = "train_net.py"
 # Of one message of Detectron2's on the terminal.
-MOST_LINES = 20
+MOST_LINES = 5
 logger = logging.getLogger("aff_seg.train_net")
 
 

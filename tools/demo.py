@@ -8,6 +8,7 @@ import argparse
 import json
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -26,20 +27,22 @@ def run(step: str, *command: str, data_root: str) -> None:
         f"\n=== {step}\n$ DETECTRON2_DATASETS={data_root} python {shlex.join(command)}", flush=True
     )
     env = {**os.environ, "DETECTRON2_DATASETS": data_root, "PYTHONUNBUFFERED": "1"}
-    # glibc then keeps freed memory instead of handing it back after each step.
-    env.update(MALLOC_TRIM_THRESHOLD_="8589934592", MALLOC_TOP_PAD_="268435456")
+    # glibc then keeps freed memory instead of handing it back to the system at every step.
+    env.update(MALLOC_MMAP_MAX_="0", MALLOC_TRIM_THRESHOLD_=str(1 << 33))
     result = subprocess.run([sys.executable, *command], cwd=REPO, env=env, check=False)
     if result.returncode:
         sys.exit(f"make demo stopped: this step ended with status {result.returncode}.")
 
 
-def pictures(step: str, weights: str, out: str, count: int, data_root: str) -> list[Path]:
-    """Segment some held-out images; returns the overlay and token pictures."""
+def pictures(step: str, weights: str, out: str, count: int, data_root: str) -> str:
+    """Segment some held-out images; returns the paths of the pictures, a line each."""
     images = sorted((REPO / data_root / "cityscapes/leftImg8bit/val").glob("*/*.png"))[:count]
     names = [str(image.relative_to(REPO)) for image in images]
     command = ["demo/demo.py", "--config-file", CONFIG, "--weights", weights, "--input", *names]
+    shutil.rmtree(REPO / out, ignore_errors=True)
     run(step, *command, "--output", out, "--tokens", data_root=data_root)
-    return sorted((REPO / out).glob("*.png"))
+    made = sorted((REPO / out).glob("*.png"))
+    return "\n".join(f"  {path.relative_to(REPO)}" for path in made)
 
 
 def main() -> None:
@@ -55,7 +58,7 @@ def main() -> None:
     run("1/4 Draw a dataset of shapes", *shapes, *sizes, data_root=data_root)
 
     first = pictures("2/4 A first look", WEIGHTS, f"{OUTPUT}/before", 1, data_root)
-    print(f"First pictures after {time.perf_counter() - start:.0f} s:", *first, sep="\n  ")
+    print(f"First pictures after {time.perf_counter() - start:.0f} s:\n{first}")
 
     train_net = ["train_net.py", "--config-file", CONFIG, "OUTPUT_DIR", OUTPUT]
     step = f"3/4 Go on training for {steps} steps, then score {val} held-out images"
@@ -71,8 +74,7 @@ def main() -> None:
         f"PQ {scores['panoptic_seg']['PQ']:.1f}   AP {scores['segm']['AP']:.1f}   "
         f"mIoU {scores['sem_seg']['IoU']:.1f}   on {val} held-out images"
     )
-    print("What the model finds, and (_tokens) where each stage kept its tokens:")
-    print(*(f"  {path.relative_to(REPO)}" for path in after), sep="\n")
+    print(f"What the model finds, and (_tokens) where each stage kept its tokens:\n{after}")
     print(f"Training curves:\n  {OUTPUT}/curves.png")
 
 
