@@ -202,14 +202,19 @@ class MaskFormer(nn.Module):
         height, width = request.get("height", size[0]), request.get("width", size[1])
         if not self.semantic_on:
             mask_cls, mask_pred = self._reachable(mask_cls, mask_pred)
-        mask_pred = F.interpolate(
-            mask_pred[None], size=padded, mode="bilinear", align_corners=False
-        )[0]
-        if not (self.panoptic_on or self.instance_on):
+        semantic_alone = not (self.panoptic_on or self.instance_on)
+        if len(mask_pred) == 0:  # which interpolation refuses
+            mask_pred = mask_pred.new_zeros(0, height, width)
+        else:
+            mask_pred = F.interpolate(
+                mask_pred[None], size=padded, mode="bilinear", align_corners=False
+            )[0]
+            if not semantic_alone:
+                mask_pred = sem_seg_postprocess(mask_pred, size, height, width)
+        if semantic_alone:
             scores = self.semantic_inference(mask_cls, mask_pred)
             return {"sem_seg": sem_seg_postprocess(scores, size, height, width)}
 
-        mask_pred = sem_seg_postprocess(mask_pred, size, height, width)
         result = {}
         if self.semantic_on:
             result["sem_seg"] = self.semantic_inference(mask_cls, mask_pred)

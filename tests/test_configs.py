@@ -184,6 +184,7 @@ SMALL_BATCH = {
     "SOLVER.MAX_ITER": 90_000,
 }
 EXCEPTIONS = {
+    ("ade20k/semantic", "base"): MANY_QUERIES,
     ("coco/instance", "base"): MANY_QUERIES,
     ("cityscapes/instance", "base"): {**MANY_QUERIES, **SMALL_BATCH},
     ("cityscapes/panoptic", "base"): {**MANY_QUERIES, **SMALL_BATCH},

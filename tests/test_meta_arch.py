@@ -137,3 +137,18 @@ def test_attention_dropout_is_refused(load_config):
 def test_widths_must_agree(load_config):
     with pytest.raises(ValueError, match="must be equal, got 128 and 96"):
         build_model(load_config(QUICK, "MODEL.MASK_FORMER.HIDDEN_DIM", 96))
+
+
+@pytest.mark.parametrize("size", [(1, 1), (40, 70)])
+def test_panoptic_alone_without_a_confident_query(size, load_config, tiny_opts):
+    opts = [
+        "MODEL.MASK_FORMER.TEST.INSTANCE_ON",
+        False,
+        "MODEL.MASK_FORMER.TEST.SEMANTIC_ON",
+        False,
+    ]
+    opts += ["MODEL.MASK_FORMER.TEST.OBJECT_MASK_THRESHOLD", 1.0]
+    model = build_model(load_config(QUICK, *tiny_opts, *opts)).eval()
+    (result,) = model([{"image": _image(*size), "height": 20, "width": 30}])
+    segment_map, segments = result["panoptic_seg"]
+    assert segments == [] and segment_map.shape == (20, 30) and not segment_map.any()

@@ -8,6 +8,7 @@ import torch
 
 from aff_seg.cli import plain_errors
 from aff_seg.engine.checkpoint_file import atomic_open, check_weights_exist, read_checkpoint
+from aff_seg.errors import UserError
 
 PROGRAM = "convert_checkpoint.py"
 
@@ -26,8 +27,11 @@ def convert(source: str, target: str, *, half: bool) -> None:
     for name, value in weights.items():
         shrink = half and value.dtype == torch.float32
         kept[name] = (value.half() if shrink else value).contiguous()
-    with atomic_open(target) as file:
-        file.write(safetensors.torch.save(kept))
+    try:
+        with atomic_open(target) as file:
+            file.write(safetensors.torch.save(kept))
+    except OSError as error:
+        raise UserError(f"Cannot write {target}: {error.strerror}.") from error
     print(f"{target}: {len(kept)} tensors, {os.path.getsize(target) / 1e6:.1f} MB")
 
 

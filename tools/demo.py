@@ -49,7 +49,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--fast", action="store_true", help="two minutes: fewer images and steps")
     fast = parser.parse_args().fast
-    data_root = "datasets/shapes_fast" if fast else "datasets/shapes"
+    data_root = "datasets/shapes_demo_fast" if fast else "datasets/shapes_demo"
     train, val, steps = (40, 8, 10) if fast else (400, 60, 150)
     start = time.perf_counter()
 

@@ -1,6 +1,6 @@
 """Datasets: checks before training, and mappers that feed it."""
 
 from aff_seg.data.checks import check_datasets
-from aff_seg.data.mappers import MAPPERS, build_train_mapper
+from aff_seg.data.mappers import MAPPERS, EvaluationMapper, build_train_mapper
 
-__all__ = ["MAPPERS", "build_train_mapper", "check_datasets"]
+__all__ = ["MAPPERS", "EvaluationMapper", "build_train_mapper", "check_datasets"]

@@ -11,6 +11,7 @@ from detectron2.data.catalog import Metadata
 from detectron2.utils.file_io import PathManager
 
 from aff_seg.data.cityscapes_files import check_cityscapes_files
+from aff_seg.data.remedies import draw_command, is_drawn
 from aff_seg.errors import UserError
 
 _PATH_KEYS = (
@@ -108,11 +109,16 @@ def _check_pairs(name: str, metadata: Metadata) -> None:
 def _remedy(name: str) -> str:
     for beginning, (layout, folder) in _LAYOUTS.items():
         if name.startswith(beginning):
-            root = os.getenv("DETECTRON2_DATASETS", "datasets")
-            target = Path(root) / folder
+            root = Path(os.getenv("DETECTRON2_DATASETS", "datasets"))
+            draw = draw_command(layout, root)
+            if is_drawn(root / folder):
+                return f"delete {root / folder} and draw it anew: {draw}"
+            if (root / folder / "annotations").is_dir() and layout == "ade20k":
+                target = shlex.quote(str(root / folder))
+                return f"complete it with: python datasets/prepare_ade20k.py --root {target}"
             return (
-                f"fetch the dataset into {target} as datasets/README.md shows, or draw one: "
-                f"python datasets/make_shapes.py --layout {layout} --root {shlex.quote(root)}"
+                f"fetch the dataset into {root / folder} as datasets/README.md shows, or draw "
+                f"one: {draw}"
             )
     return "correct the paths with which it is registered, or complete its files"
 

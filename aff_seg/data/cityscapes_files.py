@@ -7,7 +7,7 @@ from pathlib import Path
 
 from detectron2.data.catalog import Metadata
 
-from aff_seg.data.shapes.dataset import MANIFEST
+from aff_seg.data.remedies import draw_command, is_drawn
 from aff_seg.errors import UserError
 
 _IMAGE_SUFFIX = "_leftImg8bit.png"
@@ -99,9 +99,8 @@ class _Tree:
 
     def remedy(self, file_name: str) -> str:
         """Say how to get a file of that name."""
-        root = shlex.quote(str(self.folder.parent))
-        shapes = f"python datasets/make_shapes.py --layout cityscapes --root {root}"
-        if (self.folder / MANIFEST).exists():
+        shapes = draw_command("cityscapes", self.folder.parent)
+        if is_drawn(self.folder):
             return f"delete {self.folder} and draw it anew: {shapes}"
         if not self.folder.exists():
             return (
@@ -119,5 +118,5 @@ class _Tree:
             return f"make it with: {setting} {_TOOLS}{converter}"
         return (
             f"unpack Cityscapes' leftImg8bit and gtFine packages into {self.folder} as "
-            f"datasets/README.md shows, or draw a dataset into an empty root: {shapes}"
+            f"datasets/README.md shows, or draw a dataset: {shapes}"
         )

@@ -9,6 +9,7 @@ import copy
 import numpy as np
 import torch
 from detectron2.config import CfgNode, configurable
+from detectron2.data import DatasetMapper
 from detectron2.data import detection_utils as utils
 from detectron2.data import transforms as T
 from detectron2.projects.point_rend.color_augmentation import ColorAugSSDTransform
@@ -169,6 +170,23 @@ class InstanceMapper(TrainMapper):
     @classmethod
     def _crop(cls, cfg: CfgNode) -> T.Augmentation:
         return T.RandomCrop(cfg.INPUT.CROP.TYPE, cfg.INPUT.CROP.SIZE)
+
+
+class EvaluationMapper(DatasetMapper):
+    """Detectron2's mapper for evaluation, which names a picture that cannot be read."""
+
+    def __call__(self, record: dict) -> dict:
+        """Turn a record into an input of the model.
+
+        Raises:
+            UserError: the image or its label image is missing or damaged.
+        """
+        try:
+            return super().__call__(record)
+        except (OSError, SyntaxError, ValueError) as error:
+            raise UserError(
+                f"{record['file_name']} or its label image cannot be read ({error})."
+            ) from error
 
 
 MAPPERS = {

@@ -108,6 +108,12 @@ class Checkpointer(DetectionCheckpointer):
                 f"Cannot resume from {path}, it is not of this training: {reason}; "
                 "choose another OUTPUT_DIR or train without --resume."
             )
+        for key, item in self.checkpointables.items():
+            if _optimizer_options(item.state_dict()) != _optimizer_options(checkpoint[key]):
+                raise UserError(
+                    f"Cannot resume from {path}, it was trained with another optimizer; restore "
+                    "SOLVER.OPTIMIZER, choose another OUTPUT_DIR or train without --resume."
+                )
         logger.info("Resuming from %s.", path)
         self.model.load_state_dict(checkpoint.pop("model"))
         for key, item in self.checkpointables.items():
@@ -157,6 +163,12 @@ class Checkpointer(DetectionCheckpointer):
         if incompatible.unexpected_keys:
             unused = "\n  ".join(incompatible.unexpected_keys)
             logger.warning("In the file, but not in this model:\n  %s", unused)
+
+
+def _optimizer_options(trainer: dict[str, Any]) -> set[str]:
+    """Names of the options of the optimizer in the state of a trainer."""
+    groups = trainer.get("_trainer", {}).get("optimizer", {}).get("param_groups", [])
+    return {name for group in groups for name in group}
 
 
 @dataclass(frozen=True)

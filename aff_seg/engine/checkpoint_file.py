@@ -64,23 +64,24 @@ def _read_safetensors(path: str) -> dict[str, Tensor]:
 
 
 def _read_torch(path: str) -> Any:
-    if not zipfile.is_zipfile(path):
-        raise UserError(
-            f"{path} is damaged or was not written by torch.save; other pickles are not opened, "
-            "because they can run code."
-        )
-    if not is_intact(path):
+    if zipfile.is_zipfile(path) and not is_intact(path):
         raise UserError(f"{path} is damaged: its checksums are wrong.")
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        name = re.search(r"Unsupported (?:global|class):? (?:GLOBAL )?(\S+)", str(error))
-        found = f" ({name.group(1)})" if name else ""
+        name = re.search(r"unsupported (?:global: )?global (\S+)", str(error), re.IGNORECASE)
+        if name is None:
+            raise UserError(
+                f"{path} is damaged, or a pickle of more than tensors, which is not loaded, "
+                "because that can run code."
+            ) from error
         raise UserError(
-            f"{path} holds more than tensors{found} and was not loaded, because that can run code."
+            f"{path} holds more than tensors ({name.group(1)}) and was not loaded, because that "
+            "can run code."
         ) from error
-    except (RuntimeError, KeyError, EOFError) as error:
-        raise UserError(f"{path} is not a checkpoint written by torch.save.") from error
+    # What torch.load raises for files cut short or of another kind.
+    except (RuntimeError, KeyError, EOFError, ValueError, IndexError, TypeError) as error:
+        raise UserError(f"{path} is damaged or no file of torch.save.") from error
 
 
 @contextlib.contextmanager

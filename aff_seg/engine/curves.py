@@ -45,9 +45,10 @@ def read_metrics(path: str) -> dict[str, Series]:
     series: dict[str, Series] = defaultdict(list)
     with open(path, encoding="utf-8") as file:
         for line in file:
-            if not line.rstrip().endswith("}"):
+            try:
+                row = json.loads(line)
+            except ValueError:
                 continue  # cut short by a kill
-            row = json.loads(line)
             iteration = row.pop("iteration")
             for key, value in row.items():
                 while series[key] and series[key][-1][0] >= iteration:
@@ -88,6 +89,7 @@ def plot_curves(metrics_file: str, picture: str) -> bool:
         axes.set_xlabel("iteration")
         axes.xaxis.set_major_locator(MaxNLocator(nbins="auto", integer=True))
         axes.set_ylim(0, axes.get_ylim()[1])
+        axes.set_xlim(0, 1.02 * max(points[-1][0] for points in curves.values()) + 1)
         axes.grid(alpha=0.3)
         axes.legend(frameon=False)
         axes.spines[["top", "right"]].set_visible(False)

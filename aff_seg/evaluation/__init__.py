@@ -1,6 +1,14 @@
 """Evaluators by dataset type, and the table of their results."""
 
-from aff_seg.evaluation.build import EVALUATORS, build_evaluator
+from aff_seg.evaluation.build import EVALUATORS, build_evaluator, check_evaluators
 from aff_seg.evaluation.report import Results, format_table, save_results, summarize
 
-__all__ = ["EVALUATORS", "Results", "build_evaluator", "format_table", "save_results", "summarize"]
+__all__ = [
+    "EVALUATORS",
+    "Results",
+    "build_evaluator",
+    "check_evaluators",
+    "format_table",
+    "save_results",
+    "summarize",
+]

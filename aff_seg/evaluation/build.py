@@ -41,6 +41,16 @@ EVALUATORS: dict[str, tuple[Entry, ...]] = {
 }
 
 
+def check_evaluators(cfg: CfgNode) -> None:
+    """Make sure before any work that every dataset of ``DATASETS.TEST`` can be scored.
+
+    Raises:
+        UserError: as :func:`build_evaluator`.
+    """
+    for name in cfg.DATASETS.TEST:
+        _entries(cfg, name)
+
+
 def build_evaluator(cfg: CfgNode, dataset_name: str, output_folder: str) -> DatasetEvaluators:
     """The evaluators that score a dataset on the outputs that ``MASK_FORMER.TEST`` turns on.
 
@@ -53,6 +63,12 @@ def build_evaluator(cfg: CfgNode, dataset_name: str, output_folder: str) -> Data
         UserError: no evaluator is known for the dataset, it scores none of the outputs that
             are on, or it cannot run on several machines.
     """
+    return DatasetEvaluators(
+        [build(dataset_name, output_folder) for _, build in _entries(cfg, dataset_name)]
+    )
+
+
+def _entries(cfg: CfgNode, dataset_name: str) -> list[Entry]:
     kind = MetadataCatalog.get(dataset_name).get("evaluator_type")
     if kind not in EVALUATORS:
         raise UserError(
@@ -62,10 +78,10 @@ def build_evaluator(cfg: CfgNode, dataset_name: str, output_folder: str) -> Data
     if kind.startswith("cityscapes") and comm.get_local_size() != comm.get_world_size():
         raise UserError(f"Dataset {dataset_name} can be evaluated on one machine only.")
     flags = cfg.MODEL.MASK_FORMER.TEST
-    evaluators = [build(dataset_name, output_folder) for on, build in EVALUATORS[kind] if flags[on]]
-    if not evaluators:
+    entries = [entry for entry in EVALUATORS[kind] if flags[entry[0]]]
+    if not entries:
         wanted = " or ".join(on for on, _ in EVALUATORS[kind])
         raise UserError(
             f"Dataset {dataset_name} needs MODEL.MASK_FORMER.TEST.{wanted} to be evaluated."
         )
-    return DatasetEvaluators(evaluators)
+    return entries

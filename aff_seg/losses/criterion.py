@@ -56,11 +56,16 @@ class SetCriterion(nn.Module):
             ``loss_ce``, ``loss_mask``, ``loss_dice`` and their suffixed copies.
         """
         num_masks = self._average_number_of_masks(targets, outputs["pred_logits"].device)
-        losses = self._losses(outputs, targets, num_masks)
+        predictions = {"": outputs}
         for i, early in enumerate(outputs.get("aux_outputs", [])):
-            for name, value in self._losses(early, targets, num_masks).items():
-                losses[f"{name}_{i}"] = value
-        return losses
+            predictions[f"_{i}"] = early
+        # Sums over thousands of points overflow in 16 bits.
+        with torch.autocast(outputs["pred_logits"].device.type, enabled=False):
+            return {
+                f"{name}{suffix}": value
+                for suffix, prediction in predictions.items()
+                for name, value in self._losses(prediction, targets, num_masks).items()
+            }
 
     @staticmethod
     def _average_number_of_masks(targets: list[dict[str, Tensor]], device: torch.device) -> float:
@@ -76,7 +81,7 @@ class SetCriterion(nn.Module):
         matches = self.matcher(logits, masks, targets)
         image = torch.cat([torch.full_like(q, i) for i, (q, _) in enumerate(matches)])
         query = torch.cat([q for q, _ in matches])
-        labels = [t["labels"].cpu()[i] for t, (_, i) in zip(targets, matches, strict=True)]
+        labels = [t["labels"].cpu()[i].long() for t, (_, i) in zip(targets, matches, strict=True)]
 
         classes = torch.full(logits.shape[:2], self.num_classes, dtype=torch.int64)
         classes[image, query] = torch.cat(labels)
@@ -87,14 +92,18 @@ class SetCriterion(nn.Module):
         wanted = [
             t["masks"][i.to(t["masks"].device)].to(matched)
             for t, (_, i) in zip(targets, matches, strict=True)
+            if len(i)
         ]
-        loss_mask, loss_dice = self._mask_losses(matched, torch.cat(wanted), num_masks)
+        loss_mask, loss_dice = self._mask_losses(matched, wanted, num_masks)
         return {"loss_ce": loss_ce, "loss_mask": loss_mask, "loss_dice": loss_dice}
 
     def _mask_losses(
-        self, masks: Tensor, wanted: Tensor, num_masks: float
+        self, masks: Tensor, wanted: list[Tensor], num_masks: float
     ) -> tuple[Tensor, Tensor]:
-        """BCE and dice of matched ``(T, H, W)`` logits against ``(T, h, w)`` targets."""
+        """BCE and dice of matched ``(T, H, W)`` logits against targets.
+
+        ``wanted`` are the ``(n, h, w)`` targets of each image that has any, T in all.
+        """
         if len(masks) == 0:
             return masks.sum(), masks.sum()
         with torch.no_grad():
@@ -105,7 +114,8 @@ class SetCriterion(nn.Module):
                 self.oversample_ratio,
                 self.importance_sample_ratio,
             )
-            wanted = sample_masks(wanted, points)
+            parts = points.split([len(target) for target in wanted])
+            truth = torch.cat([sample_masks(*pair) for pair in zip(wanted, parts, strict=True)])
         logits = sample_masks(masks, points)
-        bce = F.binary_cross_entropy_with_logits(logits, wanted, reduction="none").mean(1)
-        return bce.sum() / num_masks, dice(logits, wanted).sum() / num_masks
+        bce = F.binary_cross_entropy_with_logits(logits, truth, reduction="none").mean(1)
+        return bce.sum() / num_masks, dice(logits, truth).sum() / num_masks

@@ -37,19 +37,22 @@ class HungarianMatcher(nn.Module):
         Returns:
             per image, query indices and target indices, both ``(min(Q, n),)`` int64 on the CPU.
         """
-        return [
-            self._match(logits, masks, target)
-            for logits, masks, target in zip(pred_logits, pred_masks, targets, strict=True)
-        ]
+        with torch.autocast(pred_masks.device.type, enabled=False):
+            return [
+                self._match(logits, masks, target)
+                for logits, masks, target in zip(pred_logits, pred_masks, targets, strict=True)
+            ]
 
     def _match(
         self, logits: Tensor, masks: Tensor, target: dict[str, Tensor]
     ) -> tuple[Tensor, Tensor]:
+        if len(target["labels"]) == 0:
+            return torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.int64)
         points = torch.rand(1, self.num_points, 2, device=masks.device)
         masks = sample_masks(masks.float(), points)
         wanted = sample_masks(target["masks"].to(masks), points)
         cost = (
-            self.cost_class * -logits.float().softmax(-1)[:, target["labels"]]
+            self.cost_class * -logits.float().softmax(-1)[:, target["labels"].long()]
             + self.cost_mask * pairwise_bce(masks, wanted)
             + self.cost_dice * pairwise_dice(masks, wanted)
         )

@@ -50,8 +50,10 @@ def _knn_in_tiles(query: Tensor, database: Tensor, k: int) -> tuple[Tensor, Tens
     """
     if not (query.isfinite().all() and database.isfinite().all()):
         raise ValueError("query and database must be finite positions")
-    extent = (database.amax(0) - database.amin(0)).clamp_min(1e-6)
-    spacing = (extent.prod() / len(database)).sqrt().item()
+    extent = database.amax(0) - database.amin(0)
+    # Of points in the plane, or along a line.
+    spacing = max((extent.prod() / len(database)).sqrt(), extent.amax() / len(database)).item()
+    spacing = max(spacing, 1e-6)
     cell = ((query - query.amin(0)) / (_TILE_SIDE * spacing)).long()
     order = (cell[:, 1] * (cell[:, 0].amax() + 1) + cell[:, 0]).argsort(stable=True)
     _, counts = torch.unique_consecutive(cell[order], dim=0, return_counts=True)

@@ -15,7 +15,7 @@ from PIL import Image
 from pycocotools import mask as mask_util
 
 from aff_seg import add_aff_config
-from aff_seg.data.mappers import MAPPERS, build_train_mapper
+from aff_seg.data.mappers import MAPPERS, EvaluationMapper, build_train_mapper
 from aff_seg.data.shapes import write_dataset
 from aff_seg.errors import UserError
 
@@ -356,3 +356,11 @@ def test_an_annotation_without_a_mask_is_named(record):
     assert record["file_name"] in fail("instance", record)
     record["annotations"] = [{"category_id": 1, "segmentation": np.ones((4, 4))}]
     assert "is 4 x 4 pixels, but the image is 96 x 64" in fail("instance", record)
+
+
+def test_evaluation_names_a_picture_that_cannot_be_read(tmp_path, load_config):
+    path = tmp_path / "broken.png"
+    path.write_bytes(b"no picture")
+    mapper = EvaluationMapper(load_config("cityscapes/panoptic/aff_mini"), is_train=False)
+    with pytest.raises(UserError, match=r"broken\.png or its label image cannot be read"):
+        mapper({"file_name": str(path)})

@@ -6,6 +6,7 @@ import pickle
 import subprocess
 import sys
 import textwrap
+import types
 from pathlib import Path
 
 import pytest
@@ -324,3 +325,27 @@ def test_kill_in_the_middle_of_a_write_leaves_a_state_to_resume_from(tmp_path):
     trained(tmp_path, steps=4)  # the same name again
     assert is_intact(str(tmp_path / "model_0000001.pth"))
     assert read_checkpoint(str(tmp_path / "model_0000001.pth"))["iteration"] == 4
+
+
+def test_files_of_old_torch_versions_load(tmp_path):
+    path = tmp_path / "old.pth"
+    state = model().state_dict()
+    torch.save({"model": state}, path, _use_new_zipfile_serialization=False)
+    found = read_checkpoint(str(path))["model"]
+    assert all(torch.equal(found[name], value) for name, value in state.items())
+
+
+def test_resume_with_another_optimizer_is_refused(tmp_path):
+    def checkpointer(kind):
+        inner = model()
+        optimizer = kind(inner.parameters(), lr=0.1)
+        trainer = types.SimpleNamespace(
+            state_dict=lambda: {"_trainer": {"optimizer": optimizer.state_dict()}},
+            load_state_dict=lambda state: None,
+        )
+        return Checkpointer(inner, str(tmp_path), trainer=trainer)
+
+    checkpointer(torch.optim.AdamW).save("model_final")
+    checkpointer(torch.optim.AdamW).resume_or_load("", resume=True)
+    with pytest.raises(UserError, match="restore SOLVER.OPTIMIZER"):
+        checkpointer(torch.optim.SGD).resume_or_load("", resume=True)

@@ -156,3 +156,9 @@ def test_interruption_is_one_line(capsys):
         raise KeyboardInterrupt
     assert end.value.code == 130
     assert capsys.readouterr().err == "train_net.py: interrupted\n"
+
+
+def test_a_line_cut_short_and_written_on_does_not_stop_the_curves(tmp_path):
+    path = tmp_path / "metrics.json"
+    path.write_text('{"iteration": 0, "lr": 1}\n{"iteration": 1, "l{"iteration": 2, "lr": 3}\n')
+    assert read_metrics(str(path)) == {"lr": [(0, 1)]}

@@ -17,7 +17,13 @@ from PIL import Image
 
 from aff_seg import add_aff_config
 from aff_seg.errors import UserError
-from aff_seg.evaluation import build_evaluator, format_table, save_results, summarize
+from aff_seg.evaluation import (
+    build_evaluator,
+    check_evaluators,
+    format_table,
+    save_results,
+    summarize,
+)
 from aff_seg.evaluation.cityscapes import InstanceEvaluator, SemanticEvaluator
 from aff_seg.evaluation.progress import Progress
 
@@ -263,3 +269,12 @@ def test_saved_results_are_strict_json(tmp_path):
         saved = json.load(file, parse_constant=pytest.fail)
     assert saved["city"]["panoptic_seg"]["PQ_th"] is None
     assert saved["city"]["panoptic_seg"]["PQ"] == 51.234
+
+
+def test_evaluators_are_checked_before_any_work(load_config):
+    cfg = load_config("ade20k/semantic/aff_mini")
+    check_evaluators(cfg)
+    test = "MODEL.MASK_FORMER.TEST"
+    cfg = load_config("ade20k/semantic/aff_mini", f"{test}.SEMANTIC_ON", False)
+    with pytest.raises(UserError, match="needs MODEL.MASK_FORMER.TEST.SEMANTIC_ON"):
+        check_evaluators(cfg)

@@ -126,3 +126,22 @@ def test_masks_of_any_size_are_read_at_the_same_place():
     got = sample_masks(large[:, 0], points)
     torch.testing.assert_close(got, sample_masks(small[:, 0], points))
     torch.testing.assert_close(got, small.flatten(1))
+
+
+def test_images_may_differ_in_the_size_of_their_masks(criterion):
+    small = {"labels": torch.tensor([1], dtype=torch.int32), "masks": _boxes((2, 2, 9, 9))}
+    large = {"labels": torch.tensor([0, 2]), "masks": _boxes(*[(0, 0, 40, 40)] * 2, size=(64, 96))}
+    none = {"labels": torch.zeros(0, dtype=torch.int64), "masks": torch.zeros(0, 0, 0)}
+    outputs = {"pred_logits": torch.zeros(3, 6, 4), "pred_masks": torch.zeros(3, 6, 8, 12)}
+    losses = criterion(outputs, [small, none, large])
+    torch.testing.assert_close(losses["loss_mask"], torch.tensor(2.0).log())
+    assert losses["loss_dice"].isfinite()
+
+
+def test_sums_do_not_overflow_in_16_bits(criterion):
+    logits, wanted = torch.full((2, 12544), 12.0), torch.zeros(3, 12544)
+    with torch.autocast("cpu", dtype=torch.float16):
+        out = {"pred_logits": torch.randn(1, 6, 4), "pred_masks": torch.full((1, 6, 8, 12), 12.0)}
+        losses = criterion(out, [TARGET])
+    assert all(loss.isfinite() and loss.dtype == torch.float32 for loss in losses.values())
+    torch.testing.assert_close(pairwise_bce(logits, wanted), torch.full((2, 3), 12.0))

@@ -261,3 +261,17 @@ def test_deformable_points_gradients_are_finite_on_a_token(rng):
 def test_wrong_arguments_are_named(call, message):
     with pytest.raises(ValueError, match=message):
         call(torch.zeros(1, 5, 2))
+
+
+def test_knn_of_a_thin_strip_takes_few_tiles(monkeypatch):
+    calls = []
+    brute_force = ops.reference._knn_brute_force
+    monkeypatch.setattr(
+        ops.reference,
+        "_knn_brute_force",
+        lambda *args: calls.append(args) or brute_force(*args),
+    )
+    strip = torch.stack((torch.arange(4000.0), torch.zeros(4000)), -1)[None]
+    index, _ = ops.knn(strip, strip, 3)
+    assert index[0, 7].tolist() == [7, 6, 8]
+    assert len(calls) < 600
