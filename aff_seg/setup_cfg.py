@@ -10,11 +10,21 @@ from typing import Any
 import torch
 import yaml
 from detectron2.config import CfgNode, get_cfg
+from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY, SEM_SEG_HEADS_REGISTRY
 
 from aff_seg.config import add_aff_config
 from aff_seg.errors import UserError
+from aff_seg.head import TRANSFORMER_DECODER_REGISTRY
 
 BASE_KEY = "_BASE_"
+AT_LEAST_ONE = ("MODEL.AFF.CLUSTER_SIZE", "SOLVER.IMS_PER_BATCH", "SOLVER.MAX_ITER")
+REGISTRIES = {
+    "MODEL.META_ARCHITECTURE": META_ARCH_REGISTRY,
+    "MODEL.BACKBONE.NAME": BACKBONE_REGISTRY,
+    "MODEL.SEM_SEG_HEAD.NAME": SEM_SEG_HEADS_REGISTRY,
+    "MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME": SEM_SEG_HEADS_REGISTRY,
+    "MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME": TRANSFORMER_DECODER_REGISTRY,
+}
 
 
 def load_cfg(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
@@ -31,12 +41,13 @@ def load_cfg(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
 
     Raises:
         UserError: a file is missing or no yaml mapping, a key does not exist, or a value has
-            the wrong type.
+            the wrong type, is too small, or names a part that is not registered.
     """
     cfg = get_cfg()
     add_aff_config(cfg)
     _merge_file(cfg, config_file)
     _merge_opts(cfg, list(opts))
+    _check_values(cfg)
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
         cfg.MODEL.DEVICE = "cpu"
     return cfg
@@ -82,6 +93,18 @@ def _merge_opts(cfg: CfgNode, opts: list[str]) -> None:
             cfg.merge_from_list([key, value])
         except ValueError as error:
             raise UserError(f"Command line: {_wrong_type(key, value, known[key])}") from error
+
+
+def _check_values(cfg: CfgNode) -> None:
+    for key in AT_LEAST_ONE:
+        if _lookup(cfg, key) < 1:
+            raise UserError(f"{key} is {_lookup(cfg, key)}, but must be at least 1.")
+    for key, registry in REGISTRIES.items():
+        name = _lookup(cfg, key)
+        if name not in registry:
+            known = [known for known, _ in registry]
+            close = difflib.get_close_matches(name, known, n=1) or known
+            raise UserError(f"{key} is {name!r}, but there is no such part; take {close[0]}.")
 
 
 def _inherited(path: str, heirs: tuple[str, ...] = ()) -> Iterator[tuple[str, dict]]:

@@ -95,3 +95,17 @@ def test_unknown_variant_lists_those_there_are():
     )
     assert "there is no folder" in error_of("nowhere/aff_mini.yaml")
     assert error_of("").startswith("Give a config")
+
+
+@pytest.mark.parametrize(
+    ("opts", "message"),
+    [
+        (["SOLVER.MAX_ITER", "0"], "SOLVER.MAX_ITER is 0, but must be at least 1"),
+        (["MODEL.AFF.CLUSTER_SIZE", "-3"], "CLUSTER_SIZE is -3, but must be at least 1"),
+        (["MODEL.BACKBONE.NAME", "AutoFocusFormr"], "no such part; take AutoFocusFormer"),
+        (["MODEL.META_ARCHITECTURE", "MaskFormr"], "no such part; take MaskFormer"),
+    ],
+)
+def test_values_that_no_model_can_have(opts, message):
+    with pytest.raises(UserError, match=message):
+        load_cfg(str(CONFIGS / "cityscapes/panoptic/aff_mini.yaml"), opts)
