@@ -2,14 +2,48 @@
 
 torch, torchvision and Detectron2 are not requirements: they have builds of their own for each
 machine, and an existing one is used as it is. `make setup` installs pinned versions of all.
+
+The native operators (``csrc/``) are built where torch and a C++ compiler are there; without them
+the PyTorch references run. AFF_SEG_PORTABLE=1 builds for any processor of the kind instead of
+this one.
 """
 
+import os
+import shutil
+import sys
 from importlib.util import find_spec
+from pathlib import Path
 
 from setuptools import find_packages, setup
 
 # Modules that several distributions provide: any of them will do.
 PROVIDERS = {"cv2": "opencv-python-headless>=4.5", "panopticapi": "panopticapi-lite>=0.2"}
+
+
+def native_operators() -> dict:
+    """The extension ``aff_seg._C`` as arguments of ``setup``; none where it cannot be built."""
+    missing = []
+    if find_spec("torch") is None:
+        missing.append("torch (add --no-build-isolation to use the installed one)")
+    if not shutil.which(os.environ.get("CXX", "c++")):
+        missing.append("a C++ compiler")
+    if missing:
+        print(
+            f"aff_seg: without {' and '.join(missing)} there are no native operators.",
+            file=sys.stderr,
+        )
+        return {}
+    from torch.utils.cpp_extension import BuildExtension, CppExtension
+
+    flags = ["-O3", "-fopenmp", "-Wall", "-Wextra", "-Wno-unused-parameter", "-fno-math-errno"]
+    if os.environ.get("AFF_SEG_PORTABLE") != "1":
+        flags.append("-march=native")
+    sources = sorted(str(path) for path in Path("csrc").rglob("*.cpp"))
+    extension = CppExtension(
+        "aff_seg._C", sources, extra_compile_args=flags, extra_link_args=["-fopenmp"]
+    )
+    return {"ext_modules": [extension], "cmdclass": {"build_ext": BuildExtension}}
+
 
 setup(
     name="aff_seg",
@@ -38,4 +72,5 @@ setup(
         *(name for module, name in PROVIDERS.items() if find_spec(module) is None),
     ],
     extras_require={"dev": ["pytest>=7.4", "pytest-timeout>=2.2", "ruff>=0.5"]},
+    **native_operators(),
 )

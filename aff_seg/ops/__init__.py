@@ -8,10 +8,22 @@ that unit. Integer arguments may be int32 or int64; returned indices are int32.
 Source: AutoFocusFormer, arXiv 2304.12406.
 """
 
+import importlib.util
+import os
+
+import torch
 from torch import Tensor
 
 from . import reference
 from .reference import relative_features
+
+#: Whether the native operators are built; AFF_SEG_OPS=reference leaves them out.
+NATIVE = (
+    importlib.util.find_spec("aff_seg._C") is not None
+    and os.environ.get("AFF_SEG_OPS") != "reference"
+)
+if NATIVE:
+    from . import _native  # noqa: F401  completes the registrations of aff_seg._C
 
 __all__ = [
     "active_paths",
@@ -27,7 +39,22 @@ __all__ = [
 def active_paths() -> dict[str, str]:
     """Which implementation each operator runs on, for reports."""
     names = ("knn", "cluster_attention", "point_conv", "shepard_interpolate", "deformable_points")
-    return {name: "reference (PyTorch)" for name in names}
+    cpu = "native (C++)" if NATIVE else "reference (PyTorch)"
+    return {name: f"CPU {cpu}, GPU reference (PyTorch)" for name in names}
+
+
+def _runs_native(tensor: Tensor) -> bool:
+    return NATIVE and tensor.device.type == "cpu"
+
+
+def _accumulating(dtype: torch.dtype) -> torch.dtype:
+    """The type in which features of ``dtype`` are summed up: float32, or float64 for float64."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def _exponent(power: Tensor | float, like: Tensor) -> Tensor:
+    """``power`` as a tensor of one element."""
+    return torch.as_tensor(power, dtype=like.dtype, device=like.device).reshape(1)
 
 
 def _check(condition: bool, message: str) -> None:
@@ -60,7 +87,10 @@ def knn(query: Tensor, database: Tensor, k: int) -> tuple[Tensor, Tensor]:
     _check_shape("query", query, (None, None, 2), "(B, Q, 2)")
     _check_shape("database", database, (query.shape[0], None, 2), "(B, N, 2)")
     _check(1 <= k <= database.shape[1], f"k must be 1 to {database.shape[1]}, got {k}")
-    return reference.knn(query.detach(), database.detach(), k)
+    query, database = query.detach(), database.detach()
+    if _runs_native(query):
+        return torch.ops.aff_seg.knn(query, database, k)
+    return reference.knn(query, database, k)
 
 
 def cluster_attention(
@@ -106,6 +136,12 @@ def cluster_attention(
     _check_shape("blank_k", blank_k, (heads * dim,), "(heads * D,)")
     _check_shape("blank_v", blank_v, (heads * dim,), "(heads * D,)")
     _check(m >= 1, f"m must be at least 1, got {m}")
+    if _runs_native(q):
+        exact = _accumulating(q.dtype)
+        learned = (x.to(exact) for x in (pos_weight, pos_bias, blank_k, blank_v))
+        return torch.ops.aff_seg.cluster_attention(
+            q, k, v, pos.to(exact), clusters.int(), m, *learned
+        )[0]
     return reference.cluster_attention(
         q, k, v, pos, clusters, m, pos_weight, pos_bias, blank_k, blank_v
     )
@@ -160,6 +196,13 @@ def point_conv(
         _check_shape(name, tensor, (weight.shape[0],), "(I,)")
     _check(m >= 1, f"m must be at least 1, got {m}")
     _check(sign in (1, -1), f"sign must be 1 or -1, got {sign}")
+    if _runs_native(feat):
+        exact = _accumulating(feat.dtype)
+        score = score if score is None else score.to(exact)
+        learned = (x.to(exact) for x in (weight, bias, norm_weight, norm_bias))
+        return torch.ops.aff_seg.point_conv(
+            feat, score, pos.to(exact), centre.int(), clusters.int(), m, *learned, norm_eps, sign
+        )
     return reference.point_conv(
         feat, score, pos, centre, clusters, m, weight, bias, norm_weight, norm_bias, norm_eps, sign
     )
@@ -190,6 +233,11 @@ def shepard_interpolate(
     _check_shape("pos", pos, (batch, num_tokens, 2), "(B, N, 2)")
     _check_shape("query", query, (batch, None, 2), "(B, Q, 2)")
     _check_shape("index", index, (batch, query.shape[1], None), "(B, Q, K)")
+    if _runs_native(feat):
+        pos, query = (x.to(_accumulating(feat.dtype)) for x in (pos, query))
+        return torch.ops.aff_seg.shepard_interpolate(
+            feat, pos, query, index.int(), _exponent(power, pos)
+        )
     return reference.shepard_interpolate(feat, pos, query, index, power)
 
 
@@ -234,4 +282,9 @@ def deformable_points(
         "(B, Q, heads, L, P, 2)",
     )
     _check_shape("weight", weight, location.shape[:-1], "(B, Q, heads, L, P)")
+    if _runs_native(value):
+        pos, location, weight = (x.to(_accumulating(value.dtype)) for x in (pos, location, weight))
+        return torch.ops.aff_seg.deformable_points(
+            value, pos, table.int(), location, weight, _exponent(power, pos)
+        )
     return reference.deformable_points(value, pos, table, location, weight, power)

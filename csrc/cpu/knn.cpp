@@ -1,0 +1,486 @@
+// Search of k nearest points. A uniform grid of about N cells answers every query whose
+// neighbours lie near it in cells. Queries that would cost more than a fixed number of points and
+// cells, as skewed data may cause, are answered by a k-d tree, built only then.
+
+#include "../knn.h"
+
+#include <ATen/Dispatch.h>
+#include <ATen/ops/empty.h>
+#include <torch/library.h>
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <limits>
+#include <optional>
+#include <utility>
+#include <vector>
+
+#include "../checks.h"
+#include "parallel.h"
+
+namespace aff_seg {
+namespace {
+
+constexpr int64_t kBlock = 256;
+// Up to this many neighbours are kept sorted, more in a heap.
+constexpr int64_t kSorted = 32;
+// Points in a leaf of the tree, about.
+constexpr int64_t kLeaf = 8;
+
+template <typename T>
+struct Point {
+  T x, y;
+  int32_t index;
+};
+
+template <typename T>
+CandidateKey<T> key_at(T dx, T dy, int32_t index) {
+  return candidate_key(squared_distance(dx, dy), index);
+}
+
+template <typename T>
+T gap(T coordinate, T low, T high) {
+  return std::max(T(0), std::max(low - coordinate, coordinate - high));
+}
+
+// The k nearest of the points offered so far.
+template <typename T>
+class Nearest {
+ public:
+  using Key = CandidateKey<T>;
+  static constexpr Key kNone = ~Key(0);
+
+  explicit Nearest(int64_t k) : keys_(k) {}
+
+  void clear() { std::fill(keys_.begin(), keys_.end(), kNone); }
+
+  // A candidate counts only if below this.
+  Key limit() const { return keys_.size() <= kSorted ? keys_.back() : keys_.front(); }
+
+  void offer(const Point<T>* points, int64_t count, T x, T y) {
+    Key worst = limit();
+    for (int64_t i = 0; i < count; ++i) {
+      const Key key = key_at(x - points[i].x, y - points[i].y, points[i].index);
+      if (key < worst) {
+        insert(key);
+        worst = limit();
+      }
+    }
+  }
+
+  void write(int32_t* index, T* distance) {
+    if (keys_.size() > kSorted) {
+      std::sort(keys_.begin(), keys_.end());
+    }
+    for (const Key key : keys_) {
+      *index++ = candidate_index<T>(key);
+      *distance++ = candidate_distance<T>(key);
+    }
+  }
+
+ private:
+  void insert(Key key) {
+    if (keys_.size() <= kSorted) {
+      size_t place = keys_.size() - 1;
+      for (; place > 0 && key < keys_[place - 1]; --place) {
+        keys_[place] = keys_[place - 1];
+      }
+      keys_[place] = key;
+    } else {
+      std::pop_heap(keys_.begin(), keys_.end());
+      keys_.back() = key;
+      std::push_heap(keys_.begin(), keys_.end());
+    }
+  }
+
+  std::vector<Key> keys_;
+};
+
+// One axis of a grid: cells of equal width from the lowest to the highest point.
+template <typename T>
+class Axis {
+ public:
+  void set_range(T low, T high) {
+    low_ = low;
+    high_ = high;
+  }
+
+  void set_cells(int64_t cells) {
+    scale_ = static_cast<double>(cells) / half_extent();
+    // No range to speak of.
+    if (!std::isfinite(scale_)) {
+      scale_ = 0;
+      cells = 1;
+    }
+    before_.assign(cells, low_);
+    after_.assign(cells, high_);
+  }
+
+  double half_extent() const { return half_offset(high_); }
+
+  int64_t cells() const { return static_cast<int64_t>(before_.size()); }
+
+  // Never decreases with the coordinate; outside the range, the nearest cell.
+  int64_t cell(T coordinate) const {
+    const double place = half_offset(coordinate) * scale_;
+    const double last = static_cast<double>(cells() - 1);
+    return static_cast<int64_t>(std::min(std::max(place, 0.0), last));
+  }
+
+  void add(int64_t cell, T coordinate) {
+    before_[cell] = std::max(before_[cell], coordinate);
+    after_[cell] = std::min(after_[cell], coordinate);
+  }
+
+  void finish() {
+    for (int64_t c = 1; c < cells(); ++c) {
+      before_[c] = std::max(before_[c], before_[c - 1]);
+    }
+    for (int64_t c = cells() - 2; c >= 0; --c) {
+      after_[c] = std::min(after_[c], after_[c + 1]);
+    }
+  }
+
+  // Gap between a coordinate and the range.
+  T outside(T coordinate) const { return gap(coordinate, low_, high_); }
+  // Largest coordinate in the cells up to this one; smallest in this one and those after it.
+  T before(int64_t cell) const { return before_[cell]; }
+  T after(int64_t cell) const { return after_[cell]; }
+
+ private:
+  // Halved, because the range may exceed the largest number.
+  double half_offset(T coordinate) const {
+    return 0.5 * static_cast<double>(coordinate) - 0.5 * static_cast<double>(low_);
+  }
+
+  T low_ = 0, high_ = 0;
+  double scale_ = 0;
+  std::vector<T> before_, after_;
+};
+
+// Points sorted by cell, row after row, and by index inside a cell.
+template <typename T>
+class Grid {
+ public:
+  using Key = CandidateKey<T>;
+
+  Grid(const T* points, int64_t count, int64_t per_cell) {
+    T low[2] = {points[0], points[1]}, high[2] = {points[0], points[1]};
+    for (int64_t i = 0; i < count; ++i) {
+      for (int axis = 0; axis < 2; ++axis) {
+        low[axis] = std::min(low[axis], points[2 * i + axis]);
+        high[axis] = std::max(high[axis], points[2 * i + axis]);
+      }
+    }
+    x_.set_range(low[0], high[0]);
+    y_.set_range(low[1], high[1]);
+    // About square cells, at most `cells` of them.
+    const double cells = std::max<double>(1, static_cast<double>(count / per_cell));
+    const double wide = std::sqrt(cells * (x_.half_extent() / y_.half_extent()));
+    x_.set_cells(static_cast<int64_t>(wide >= 1 ? std::min(wide, cells) : 1));
+    y_.set_cells(static_cast<int64_t>(cells) / x_.cells());
+
+    std::vector<int32_t> cell(count);
+    start_.assign(x_.cells() * y_.cells() + 1, 0);
+    for (int64_t i = 0; i < count; ++i) {
+      const int64_t column = x_.cell(points[2 * i]), row = y_.cell(points[2 * i + 1]);
+      x_.add(column, points[2 * i]);
+      y_.add(row, points[2 * i + 1]);
+      cell[i] = static_cast<int32_t>(row * x_.cells() + column);
+      ++start_[cell[i] + 1];
+    }
+    x_.finish();
+    y_.finish();
+    for (size_t c = 1; c < start_.size(); ++c) {
+      start_[c] += start_[c - 1];
+    }
+    std::vector<int32_t> next(start_.begin(), start_.end() - 1);
+    points_.resize(count);
+    for (int64_t i = 0; i < count; ++i) {
+      points_[next[cell[i]]++] = {points[2 * i], points[2 * i + 1], static_cast<int32_t>(i)};
+    }
+  }
+
+  // Visits a rectangle of cells about the query, which grows on its nearest side until that side
+  // lies farther than the k-th neighbour. False: given up, because the points and cells to visit
+  // exceed the budget.
+  bool search(T x, T y, int64_t budget, Nearest<T>& nearest) const {
+    const int64_t column = x_.cell(x), row = y_.cell(y);
+    const T gap_x = x_.outside(x), gap_y = y_.outside(y);
+    int64_t left = std::max<int64_t>(column - 1, 0);
+    int64_t right = std::min(column + 1, x_.cells() - 1);
+    int64_t top = row, bottom = row;
+
+    const auto visit = [&](int64_t r, int64_t from, int64_t to) {
+      const int32_t* start = start_.data() + r * x_.cells();
+      const int64_t begin = start[from], count = start[to + 1] - begin;
+      budget -= count + 1;
+      if (budget >= 0) {
+        nearest.offer(points_.data() + begin, count, x, y);
+      }
+    };
+    constexpr Key kNone = Nearest<T>::kNone;
+    // What lies beyond each side is at least this far.
+    const auto beyond_left = [&] {
+      return left > 0 ? key_at(x - x_.before(left - 1), gap_y, 0) : kNone;
+    };
+    const auto beyond_right = [&] {
+      return right < x_.cells() - 1 ? key_at(x_.after(right + 1) - x, gap_y, 0) : kNone;
+    };
+    const auto beyond_top = [&] {
+      return top > 0 ? key_at(gap_x, y - y_.before(top - 1), 0) : kNone;
+    };
+    const auto beyond_bottom = [&] {
+      return bottom < y_.cells() - 1 ? key_at(gap_x, y_.after(bottom + 1) - y, 0) : kNone;
+    };
+
+    visit(row, left, right);
+    Key to_left = beyond_left(), to_right = beyond_right();
+    Key to_top = beyond_top(), to_bottom = beyond_bottom();
+    while (budget >= 0) {
+      const Key along = std::min(to_top, to_bottom), across = std::min(to_left, to_right);
+      if (std::min(along, across) >= nearest.limit()) {
+        return true;
+      }
+      if (along <= across) {
+        if (to_top <= to_bottom) {
+          visit(--top, left, right);
+          to_top = beyond_top();
+        } else {
+          visit(++bottom, left, right);
+          to_bottom = beyond_bottom();
+        }
+      } else {
+        const bool leftwards = to_left <= to_right;
+        const int64_t at = leftwards ? --left : ++right;
+        for (int64_t r = top; r <= bottom && budget >= 0; ++r) {
+          visit(r, at, at);
+        }
+        (leftwards ? to_left : to_right) = leftwards ? beyond_left() : beyond_right();
+      }
+    }
+    return false;
+  }
+
+ private:
+  Axis<T> x_, y_;
+  std::vector<int32_t> start_;
+  std::vector<Point<T>> points_;
+};
+
+// A balanced k-d tree, all leaves at one depth: node i has the children 2 i and 2 i + 1. A node
+// knows its lowest index too, so that points at equal distance are passed over by the thousand.
+template <typename T>
+class Tree {
+ public:
+  using Key = CandidateKey<T>;
+
+  Tree(const T* points, int64_t count) : points_(count) {
+    for (int64_t i = 0; i < count; ++i) {
+      points_[i] = {points[2 * i], points[2 * i + 1], static_cast<int32_t>(i)};
+    }
+    while (count >> depth_ > kLeaf) {
+      ++depth_;
+    }
+    nodes_.resize(size_t(2) << depth_);
+    build(1, 0, 0);
+  }
+
+  void search(T x, T y, Nearest<T>& nearest) const {
+    const int64_t leaves = int64_t(1) << depth_;
+    std::array<Waiting, 32> waiting;
+    int size = 0;
+    waiting[size++] = look(1, x, y);
+    while (size > 0) {
+      const auto [key, node] = waiting[--size];
+      if (key >= nearest.limit()) {
+        continue;
+      }
+      if (node >= leaves) {
+        const int64_t begin = first(node - leaves, depth_);
+        const int64_t end = first(node - leaves + 1, depth_);
+        nearest.offer(points_.data() + begin, end - begin, x, y);
+        continue;
+      }
+      // The nearer child is taken first.
+      Waiting near = look(2 * node, x, y), far = look(2 * node + 1, x, y);
+      if (far.key < near.key) {
+        std::swap(near, far);
+      }
+      waiting[size++] = far;
+      waiting[size++] = near;
+    }
+  }
+
+ private:
+  struct Node {
+    T low_x, high_x, low_y, high_y;
+    int32_t lowest;
+  };
+
+  // First point of the node numbered `place` at a depth.
+  int64_t first(int64_t place, int depth) const {
+    return place * static_cast<int64_t>(points_.size()) >> depth;
+  }
+
+  // A node to be visited; no point inside has a smaller key.
+  struct Waiting {
+    Key key;
+    int64_t node;
+  };
+
+  Waiting look(int64_t i, T x, T y) const {
+    const Node& node = nodes_[i];
+    const T gap_x = gap(x, node.low_x, node.high_x), gap_y = gap(y, node.low_y, node.high_y);
+    return {key_at(gap_x, gap_y, node.lowest), i};
+  }
+
+  void build(int64_t i, int64_t place, int depth) {
+    const auto at = [&](int64_t offset) { return points_.begin() + offset; };
+    const auto begin = at(first(place, depth)), end = at(first(place + 1, depth));
+    Node& node = nodes_[i];
+    node = {begin->x, begin->x, begin->y, begin->y, begin->index};
+    for (auto point = begin; point != end; ++point) {
+      node.low_x = std::min(node.low_x, point->x);
+      node.high_x = std::max(node.high_x, point->x);
+      node.low_y = std::min(node.low_y, point->y);
+      node.high_y = std::max(node.high_y, point->y);
+      node.lowest = std::min(node.lowest, point->index);
+    }
+    if (depth == depth_) {
+      return;
+    }
+    const auto middle = at(first(2 * place + 1, depth + 1));
+    // Equal coordinates are split by index.
+    if (node.high_x - node.low_x >= node.high_y - node.low_y) {
+      std::nth_element(begin, middle, end, [](const Point<T>& a, const Point<T>& b) {
+        return a.x != b.x ? a.x < b.x : a.index < b.index;
+      });
+    } else {
+      std::nth_element(begin, middle, end, [](const Point<T>& a, const Point<T>& b) {
+        return a.y != b.y ? a.y < b.y : a.index < b.index;
+      });
+    }
+    build(2 * i, 2 * place, depth + 1);
+    build(2 * i + 1, 2 * place + 1, depth + 1);
+  }
+
+  int depth_ = 0;
+  std::vector<Point<T>> points_;
+  std::vector<Node> nodes_;
+};
+
+template <typename T>
+void search(
+    const at::Tensor& query, const at::Tensor& database, int64_t k, at::Tensor& index,
+    at::Tensor& distance) {
+  const int64_t batch = query.size(0), queries = query.size(1), count = database.size(1);
+  const T* q = query.const_data_ptr<T>();
+  const T* d = database.const_data_ptr<T>();
+  int32_t* idx = index.mutable_data_ptr<int32_t>();
+  T* dist = distance.mutable_data_ptr<T>();
+  // Found by trial. Evenly spread points are searched at a fifth of the budget.
+  const int64_t per_cell = std::max<int64_t>(1, k / 3);
+  const int64_t budget = 64 + 16 * k;
+
+  std::vector<std::optional<Grid<T>>> grids(batch);
+  for_blocks(batch, 1, [&](int64_t image, int64_t, int64_t) {
+    grids[image].emplace(d + 2 * image * count, count, per_cell);
+  });
+  const int64_t blocks = (queries + kBlock - 1) / kBlock;
+  std::vector<std::vector<int64_t>> given_up(batch * blocks);
+  for_blocks(batch * blocks, 1, [&](int64_t block, int64_t, int64_t) {
+    const int64_t image = block / blocks;
+    const int64_t begin = image * queries + block % blocks * kBlock;
+    const int64_t end = std::min(begin + kBlock, (image + 1) * queries);
+    Nearest<T> nearest(k);
+    for (int64_t i = begin; i < end; ++i) {
+      nearest.clear();
+      if (grids[image]->search(q[2 * i], q[2 * i + 1], budget, nearest)) {
+        nearest.write(idx + i * k, dist + i * k);
+      } else {
+        given_up[block].push_back(i);
+      }
+    }
+  });
+
+  std::vector<int64_t> rest;
+  for (const auto& list : given_up) {
+    rest.insert(rest.end(), list.begin(), list.end());
+  }
+  std::vector<std::optional<Tree<T>>> trees(batch);
+  for_blocks(batch, 1, [&](int64_t image, int64_t, int64_t) {
+    const auto some = std::lower_bound(rest.begin(), rest.end(), image * queries);
+    if (some != rest.end() && *some < (image + 1) * queries) {
+      trees[image].emplace(d + 2 * image * count, count);
+    }
+  });
+  for_blocks(static_cast<int64_t>(rest.size()), kBlock, [&](int64_t, int64_t begin, int64_t end) {
+    Nearest<T> nearest(k);
+    for (int64_t r = begin; r < end; ++r) {
+      const int64_t i = rest[r];
+      nearest.clear();
+      trees[i / queries]->search(q[2 * i], q[2 * i + 1], nearest);
+      nearest.write(idx + i * k, dist + i * k);
+    }
+  });
+}
+
+void check_positions(const at::Tensor& tensor, const char* name, const char* legend) {
+  TORCH_CHECK_VALUE(
+      tensor.dim() == 3 && tensor.size(2) == 2, name, " must have shape ", legend, ", got ",
+      tensor.sizes());
+  TORCH_CHECK_VALUE(
+      tensor.scalar_type() == at::kFloat || tensor.scalar_type() == at::kDouble, name,
+      " must be float32 or float64, got ", tensor.scalar_type());
+}
+
+template <typename T>
+void check_finite(const at::Tensor& tensor, const char* name) {
+  const T* value = tensor.const_data_ptr<T>();
+  for (int64_t i = 0; i < tensor.numel(); ++i) {
+    TORCH_CHECK_VALUE(std::isfinite(value[i]), name, " must be finite, got ", value[i]);
+  }
+}
+
+}  // namespace
+
+std::tuple<at::Tensor, at::Tensor> knn(
+    const at::Tensor& query, const at::Tensor& database, int64_t k) {
+  check_positions(query, "query", "(B, Q, 2)");
+  check_positions(database, "database", "(B, N, 2)");
+  check_like(database, query, "database");
+  const int64_t batch = query.size(0), queries = query.size(1), count = database.size(1);
+  TORCH_CHECK_VALUE(
+      database.size(0) == batch, "database must have ", batch, " images like query, got ",
+      database.size(0));
+  TORCH_CHECK_VALUE(
+      count <= std::numeric_limits<int32_t>::max(),
+      "database must have fewer than 2^31 points, got ", count);
+  TORCH_CHECK_VALUE(1 <= k && k <= count, "k must be 1 to ", count, ", got ", k);
+  // Positions shared by the whole batch are searched once.
+  if (batch > 1 && query.stride(0) == 0 && database.stride(0) == 0) {
+    const auto [index, distance] = knn(query.narrow(0, 0, 1), database.narrow(0, 0, 1), k);
+    return {
+        index.expand({batch, -1, -1}).contiguous(), distance.expand({batch, -1, -1}).contiguous()};
+  }
+  auto index = at::empty({batch, queries, k}, query.options().dtype(at::kInt));
+  auto distance = at::empty({batch, queries, k}, query.options());
+  if (index.numel() == 0) {
+    return {index, distance};
+  }
+  const at::Tensor q = query.contiguous(), d = database.contiguous();
+  AT_DISPATCH_FLOATING_TYPES(q.scalar_type(), "knn", [&] {
+    check_finite<scalar_t>(q, "query");
+    check_finite<scalar_t>(d, "database");
+    search<scalar_t>(q, d, k, index, distance);
+  });
+  return {index, distance};
+}
+
+TORCH_LIBRARY_IMPL(aff_seg, CPU, m) {
+  m.impl("knn", knn);
+}
+
+}  // namespace aff_seg

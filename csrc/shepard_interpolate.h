@@ -1,0 +1,38 @@
+// Inverse-distance interpolation of scattered tokens at query positions.
+//
+//   out[b, q] = sum_k w_k feat[b, index[b, q, k]] / sum_k w_k,
+//   w_k = 1 / (|query[b, q] - pos[b, index[b, q, k]]|^(2 power) + 1e-11)
+//
+//   feat   (B, N, C) float, double, half or bfloat16; sums are taken in float (double for double)
+//   pos    (B, N, 2) and query (B, Q, 2), (x, y), float or double
+//   index  (B, Q, K) int32 in [0, N)
+//   power  (1) of the dtype of pos
+//
+// The gradient reaches feat and power; at distance 0 the one of power is 0. Nothing of size
+// Q x K x C is stored. Sums are taken in an order that does not depend on the threads.
+
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <c10/macros/Macros.h>
+
+#include <tuple>
+
+namespace aff_seg {
+
+// Weight before normalisation, from a squared distance raised to the power (finite). Its
+// logarithm falls by powered * weight, which is 0 to 1, per rise of log(powered).
+template <typename T>
+C10_HOST_DEVICE inline T shepard_weight(T powered) {
+  return 1 / (powered + T(1e-11));
+}
+
+at::Tensor shepard_interpolate(
+    const at::Tensor& feat, const at::Tensor& pos, const at::Tensor& query,
+    const at::Tensor& index, const at::Tensor& power);
+
+std::tuple<at::Tensor, at::Tensor> shepard_interpolate_backward(
+    const at::Tensor& grad, const at::Tensor& feat, const at::Tensor& pos,
+    const at::Tensor& query, const at::Tensor& index, const at::Tensor& power);
+
+}  // namespace aff_seg
