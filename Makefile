@@ -38,5 +38,5 @@ gpu-check: setup  ## check that a GPU computes what the CPU does
 	@$(VENV_PYTHON) tools/gpu_check.py
 
 clean:  ## remove what was built, trained and drawn; .venv stays
-	rm -rf build output datasets/shapes*/ *.egg-info .pytest_cache .ruff_cache
+	rm -rf build output datasets/shapes*/ *.egg-info .pytest_cache .ruff_cache aff_seg/_C.*
 	find aff_seg demo datasets tests tools -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -3,14 +3,17 @@
 torch, torchvision and Detectron2 are not requirements: they have builds of their own for each
 machine, and an existing one is used as it is. `make setup` installs pinned versions of all.
 
-The native operators (``csrc/``) are built where torch and a C++ compiler are there; without them
-the PyTorch references run. AFF_SEG_PORTABLE=1 builds for any processor of the kind instead of
-this one.
+The native operators (``csrc/``) are built where torch, a C++ compiler and Python's headers are
+there; without them the PyTorch references run. AFF_SEG_BUILD chooses how:
+    native    for the processor at hand (the default)
+    portable  for any processor of the kind, as where the machines of a cluster differ
+    none      not at all
 """
 
 import os
 import shutil
 import sys
+import sysconfig
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -18,15 +21,24 @@ from setuptools import find_packages, setup
 
 # Modules that several distributions provide: any of them will do.
 PROVIDERS = {"cv2": "opencv-python-headless>=4.5", "panopticapi": "panopticapi-lite>=0.2"}
+# Compiler flags for each value of AFF_SEG_BUILD.
+BUILDS = {"native": ["-march=native"], "portable": [], "none": []}
 
 
 def native_operators() -> dict:
     """The extension ``aff_seg._C`` as arguments of ``setup``; none where it cannot be built."""
+    build = os.environ.get("AFF_SEG_BUILD", "native")
+    if build not in BUILDS:
+        sys.exit(f"error: AFF_SEG_BUILD must be one of {', '.join(BUILDS)}, got {build}.")
     missing = []
     if find_spec("torch") is None:
         missing.append("torch (add --no-build-isolation to use the installed one)")
-    if not shutil.which(os.environ.get("CXX", "c++")):
+    if not any(shutil.which(name) for name in (os.environ.get("CXX"), "c++", "g++") if name):
         missing.append("a C++ compiler")
+    if not Path(sysconfig.get_path("include"), "Python.h").is_file():
+        missing.append("Python's headers")
+    if build == "none":
+        return {}
     if missing:
         print(
             f"aff_seg: without {' and '.join(missing)} there are no native operators.",
@@ -35,12 +47,14 @@ def native_operators() -> dict:
         return {}
     from torch.utils.cpp_extension import BuildExtension, CppExtension
 
-    flags = ["-O3", "-fopenmp", "-Wall", "-Wextra", "-Wno-unused-parameter", "-fno-math-errno"]
-    if os.environ.get("AFF_SEG_PORTABLE") != "1":
-        flags.append("-march=native")
+    flags = ["-O3", "-g0", "-fopenmp", "-fno-math-errno", *BUILDS[build]]
+    warnings = ["-Wall", "-Wextra", "-Wno-unused-parameter"]
     sources = sorted(str(path) for path in Path("csrc").rglob("*.cpp"))
     extension = CppExtension(
-        "aff_seg._C", sources, extra_compile_args=flags, extra_link_args=["-fopenmp"]
+        "aff_seg._C",
+        sources,
+        extra_compile_args=[*flags, *warnings],
+        extra_link_args=["-fopenmp"],
     )
     return {"ext_modules": [extension], "cmdclass": {"build_ext": BuildExtension}}
 
@@ -71,6 +85,6 @@ setup(
         "yacs>=0.1.8",
         *(name for module, name in PROVIDERS.items() if find_spec(module) is None),
     ],
-    extras_require={"dev": ["pytest>=7.4", "pytest-timeout>=2.2", "ruff>=0.5"]},
+    extras_require={"dev": ["ninja>=1.10", "pytest>=7.4", "pytest-timeout>=2.2", "ruff>=0.5"]},
     **native_operators(),
 )

@@ -185,6 +185,17 @@ def check_package() -> list[Fault]:
     return [Fault(f"aff_seg does not import ({reason}): run `make setup`.", fatal=True)]
 
 
+def check_operators(native: bool) -> list[Fault]:
+    """Faults of the operators, given whether the native ones run."""
+    if native:
+        return []
+    slow = "the operators run on their PyTorch references, several times slower"
+    if os.environ.get("AFF_SEG_OPS") == "reference":
+        return [Fault(f"{slow}: AFF_SEG_OPS=reference asks for that.", fatal=False)]
+    remedy = "with a C++ compiler and Python's headers, run `make setup`"
+    return [Fault(f"{slow}, for the native ones are not built: {remedy}.", fatal=False)]
+
+
 def describe_cpu() -> str:
     """Model and usable cores of the processor."""
     cpuinfo = Path("/proc/cpuinfo")
@@ -237,7 +248,7 @@ def describe_tool(names: tuple[str, ...], pattern: str) -> str:
     """Path and version of the first of ``names`` on the PATH."""
     path = next(filter(None, map(shutil.which, names)), None)
     if path is None:
-        return "not found; the PyTorch reference operators do without"
+        return "not found"
     output = subprocess.run([path, "--version"], capture_output=True, text=True, check=False).stdout
     version = re.search(pattern, output)
     return f"{path} {version.group(1) if version else ''}".strip()
@@ -296,7 +307,9 @@ def main() -> int:
     if torch is not None and not any(fault.fatal for fault in faults):
         faults += (package_faults := check_package())
         if not package_faults:
-            _print("Operators", importlib.import_module("aff_seg.ops").active_paths())
+            ops = importlib.import_module("aff_seg.ops")
+            _print("Operators", ops.active_paths())
+            faults += check_operators(ops.NATIVE)
 
     root = os.getenv("DETECTRON2_DATASETS", "datasets")
     _print(f"Datasets in {root} (DETECTRON2_DATASETS)", describe_datasets(Path(root)))

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from aff_seg import inference
 from aff_seg.errors import UserError
+from aff_seg.inference import InstanceMasks, MaskStrips, PanopticVotes, SemanticScores
 from aff_seg.losses import HungarianMatcher, SetCriterion
 from aff_seg.structures import Points
 
@@ -203,26 +204,37 @@ class MaskFormer(nn.Module):
         if not self.semantic_on:
             mask_cls, mask_pred = self._reachable(mask_cls, mask_pred)
         semantic_alone = not (self.panoptic_on or self.instance_on)
-        if len(mask_pred) == 0:  # which interpolation refuses
-            mask_pred = mask_pred.new_zeros(0, height, width)
-        else:
-            mask_pred = F.interpolate(
-                mask_pred[None], size=padded, mode="bilinear", align_corners=False
-            )[0]
-            if not semantic_alone:
-                mask_pred = sem_seg_postprocess(mask_pred, size, height, width)
         if semantic_alone:
-            scores = self.semantic_inference(mask_cls, mask_pred)
-            return {"sem_seg": sem_seg_postprocess(scores, size, height, width)}
-
-        result = {}
+            strips = MaskStrips(mask_pred, padded)
+        else:
+            strips = MaskStrips(mask_pred, padded, size, (height, width))
+        gather = {}
         if self.semantic_on:
-            result["sem_seg"] = self.semantic_inference(mask_cls, mask_pred)
+            gather["sem_seg"] = SemanticScores(mask_cls, strips.size)
         if self.panoptic_on:
-            result["panoptic_seg"] = self.panoptic_inference(mask_cls, mask_pred)
+            gather["panoptic_seg"] = PanopticVotes(mask_cls, strips.size, **self._panoptic_options)
         if self.instance_on:
-            result["instances"] = self.instance_inference(mask_cls, mask_pred)
-        return result
+            gather["instances"] = InstanceMasks(mask_cls, strips.size, **self._instance_options)
+        for strip in strips:
+            for kind in gather.values():
+                kind.add(strip)
+        results = {name: kind.result() for name, kind in gather.items()}
+        if semantic_alone and (padded != size or size != (height, width)):
+            results["sem_seg"] = sem_seg_postprocess(results["sem_seg"], size, height, width)
+        return results
+
+    @property
+    def _panoptic_options(self) -> dict:
+        return {
+            "thing_classes": self.thing_classes,
+            "object_threshold": self.object_threshold,
+            "overlap_threshold": self.overlap_threshold,
+        }
+
+    @property
+    def _instance_options(self) -> dict:
+        things = self.thing_classes if self.panoptic_on else None
+        return {"max_detections": self.max_detections, "thing_classes": things}
 
     def _reachable(self, mask_cls: Tensor, mask_pred: Tensor) -> tuple[Tensor, Tensor]:
         """Only the queries that can appear in a panoptic or instance result, in their order."""
@@ -239,22 +251,11 @@ class MaskFormer(nn.Module):
 
     def panoptic_inference(self, mask_cls: Tensor, mask_pred: Tensor) -> tuple[Tensor, list[dict]]:
         """See :func:`aff_seg.inference.panoptic_inference`."""
-        return inference.panoptic_inference(
-            mask_cls,
-            mask_pred,
-            thing_classes=self.thing_classes,
-            object_threshold=self.object_threshold,
-            overlap_threshold=self.overlap_threshold,
-        )
+        return inference.panoptic_inference(mask_cls, mask_pred, **self._panoptic_options)
 
     def instance_inference(self, mask_cls: Tensor, mask_pred: Tensor) -> Instances:
         """See :func:`aff_seg.inference.instance_inference`; things only if panoptic is on."""
-        return inference.instance_inference(
-            mask_cls,
-            mask_pred,
-            max_detections=self.max_detections,
-            thing_classes=self.thing_classes if self.panoptic_on else None,
-        )
+        return inference.instance_inference(mask_cls, mask_pred, **self._instance_options)
 
 
 def _thing_classes(cfg: CfgNode) -> list[int]:

@@ -1,12 +1,14 @@
 """Results from the queries' logits."""
 
+import pytest
 import torch
+import torch.nn.functional as F
 
 from aff_seg.inference import (
     instance_inference,
-    mask_boxes,
     panoptic_inference,
     semantic_inference,
+    strips,
 )
 
 THINGS = (0, 1)
@@ -93,9 +95,60 @@ def test_instances_of_nothing():
     assert len(result) == 0 and result.pred_boxes.tensor.shape == (0, 4)
 
 
-def test_mask_boxes():
-    masks = torch.zeros(4, 6, 9, dtype=torch.bool)
-    masks[0, 2, 3] = True
-    masks[1] = True
-    masks[2, 0, 8] = masks[2, 5, 1] = True
-    assert mask_boxes(masks).tolist() == [[3, 2, 4, 3], [0, 0, 9, 6], [1, 0, 9, 6], [0, 0, 0, 0]]
+def test_boxes_are_tight():
+    masks = torch.full((4, 6, 9), -1.0)
+    masks[0, 2, 3] = 1
+    masks[1] = 1
+    masks[2, 0, 8] = masks[2, 5, 1] = 1
+    result = instance_inference(torch.zeros(4, 2), masks, max_detections=4)
+    want = [[3, 2, 4, 3], [0, 0, 9, 6], [1, 0, 9, 6], [0, 0, 0, 0]]
+    assert result.pred_boxes.tensor.tolist() == want
+
+
+@pytest.mark.parametrize(
+    "canvas, padded, crop, size",
+    [
+        ((16, 24), (64, 96), (60, 90), (60, 90)),
+        ((16, 24), (64, 96), (64, 96), (120, 51)),
+        ((16, 24), (64, 96), (33, 70), (15, 140)),
+        ((7, 5), (7, 5), (7, 5), (7, 5)),
+        ((1, 1), (4, 4), (1, 3), (9, 2)),
+    ],
+)
+def test_strips_make_up_the_resized_masks(monkeypatch, canvas, padded, crop, size):
+    logits = torch.randn(3, *canvas)
+    want = F.interpolate(logits[None], size=padded, mode="bilinear", align_corners=False)
+    want = want[..., : crop[0], : crop[1]]
+    want = F.interpolate(want, size=size, mode="bilinear", align_corners=False)[0]
+    for budget in (1, 1000, 1 << 21):
+        monkeypatch.setattr(strips, "_CPU_STRIP", budget)
+        got, row = [], 0
+        for strip in strips.MaskStrips(logits, padded, crop, size):
+            assert strip.rows.start == row and strip.logits.shape[1] == strip.rows.stop - row
+            torch.testing.assert_close(strip.probability, strip.logits.sigmoid())
+            got.append(strip.logits)
+            row = strip.rows.stop
+        assert row == size[0]
+        torch.testing.assert_close(torch.cat(got, 1), want, rtol=1e-5, atol=1e-5)
+
+
+def test_results_do_not_depend_on_the_strips(monkeypatch):
+    logits, masks = 3 * torch.randn(20, 5), 3 * torch.randn(20, 30, 40)
+    options = {"thing_classes": THINGS, "object_threshold": 0.5, "overlap_threshold": 0.3}
+
+    def results():
+        segment_map, segments = panoptic_inference(logits, masks, **options)
+        instances = instance_inference(logits, masks, max_detections=15)
+        return segments, (
+            semantic_inference(logits, masks),
+            segment_map,
+            *(instances.pred_masks, instances.pred_boxes.tensor, instances.scores),
+        )
+
+    whole = results()
+    assert len(whole[0]) > 2
+    monkeypatch.setattr(strips, "_CPU_STRIP", 3000)
+    parts = results()
+    assert whole[0] == parts[0]
+    for a, b in zip(whole[1], parts[1], strict=True):
+        torch.testing.assert_close(a, b)

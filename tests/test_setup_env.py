@@ -142,8 +142,12 @@ def test_main_says_one_sentence(setup_env, checks, monkeypatch, capsys):
 
 
 def write_stamp(environment, kind):
-    text = json.dumps({"fingerprint": environment.fingerprint(), "detectron2": kind})
-    Path(environment.stamp).write_text(text)
+    stamp = {
+        "fingerprint": environment.fingerprint(),
+        "detectron2": kind,
+        "extension": environment.extension(),
+    }
+    Path(environment.stamp).write_text(json.dumps(stamp))
 
 
 def test_nothing_to_do_after_a_stamp(setup_env, checkout):
@@ -169,6 +173,26 @@ def test_stamp_ends_with_what_it_rests_on(setup_env, checkout):
     assert not environment.is_done("auto")
     write_stamp(environment, "wheel")
     Path(environment.python).unlink()
+    assert not environment.is_done("auto")
+
+
+def test_stamp_ends_with_the_native_operators(setup_env, checkout, monkeypatch):
+    environment = setup_env.Environment(str(checkout))
+    built = checkout / "aff_seg" / "_C.so"
+    built.parent.mkdir()
+    built.touch()
+    (checkout / "csrc" / "cpu").mkdir(parents=True)
+    source = checkout / "csrc" / "cpu" / "op.cpp"
+    source.touch()
+    write_stamp(environment, "wheel")
+    assert environment.is_done("auto")
+    built.unlink()
+    assert not environment.is_done("auto")
+    built.touch()
+    source.write_text("// changed")
+    assert not environment.is_done("auto")
+    write_stamp(environment, "wheel")
+    monkeypatch.setenv("AFF_SEG_BUILD", "portable")
     assert not environment.is_done("auto")
 
 
@@ -373,6 +397,22 @@ def test_any_provider_of_a_module_will_do(monkeypatch, module, requirement):
     for importable, wanted in (({module}, False), (set(), True)):
         names = packaging_arguments(monkeypatch, importable)["install_requires"]
         assert any(name.startswith(requirement) for name in names) is wanted
+
+
+def test_no_native_operators_without_what_they_need(monkeypatch, capfd):
+    assert "ext_modules" not in packaging_arguments(monkeypatch, set())
+    assert "without torch (add --no-build-isolation" in capfd.readouterr().err
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    assert "ext_modules" not in packaging_arguments(monkeypatch, {"torch"})
+    assert "without a C++ compiler there are no native operators" in capfd.readouterr().err
+
+
+def test_native_operators_are_built_as_asked(monkeypatch):
+    monkeypatch.setenv("AFF_SEG_BUILD", "none")
+    assert "ext_modules" not in packaging_arguments(monkeypatch, {"torch"})
+    monkeypatch.setenv("AFF_SEG_BUILD", "fast")
+    with pytest.raises(SystemExit, match="AFF_SEG_BUILD must be one of native, portable, none"):
+        packaging_arguments(monkeypatch, {"torch"})
 
 
 def test_pins_satisfy_setup_py(monkeypatch):

@@ -12,6 +12,7 @@ Standard library only, and readable by Python 3.6, so that an old Python gets it
 
 import argparse
 import fcntl
+import glob
 import hashlib
 import json
 import os
@@ -35,6 +36,7 @@ SOURCE_URL = "https://github.com/facebookresearch/detectron2"
 SOURCE_COMMIT = "a59f05630a8f205756064244bf5beb8661f96180"
 REQUIREMENTS = ("requirements.txt", "constraints.txt", "requirements-detectron2.txt")
 STAMPED = (*REQUIREMENTS, "setup.py", "pyproject.toml")
+SOURCES = "csrc"
 # Free bytes wanted: for the packages, their downloads and pip's cache; for a few small packages.
 FULL_INSTALL, SMALL_INSTALL = 10 << 30, 1 << 30
 
@@ -95,14 +97,24 @@ class Environment(Commands):
         with open(self.stamp, encoding="utf-8") as stream:
             stamp = json.load(stream)
         served = switch == "auto" or stamp["detectron2"] != "wheel"
-        return served and stamp["fingerprint"] == self.fingerprint()
+        whole = stamp.get("extension") == self.extension()
+        return served and whole and stamp["fingerprint"] == self.fingerprint()
+
+    def extension(self):
+        """Name of the built native operators' file, or None."""
+        found = glob.glob(os.path.join(self.root, "aff_seg", "_C.*"))
+        return os.path.basename(found[0]) if found else None
 
     def fingerprint(self):
         """Digest of all that `.venv` depends on."""
         facts = [self.root, sys.base_prefix, "{}.{}".format(*sys.version_info), SOURCE_COMMIT]
+        facts += [str(find_compiler()), os.environ.get("AFF_SEG_BUILD", "")]
         digest = hashlib.sha256("\n".join(facts).encode())
-        for name in STAMPED:
-            with open(os.path.join(self.root, name), "rb") as stream:
+        names = [os.path.join(self.root, name) for name in STAMPED]
+        for folder, _, files in os.walk(os.path.join(self.root, SOURCES)):
+            names += [os.path.join(folder, name) for name in files]
+        for name in sorted(names):
+            with open(name, "rb") as stream:
                 digest.update(stream.read())
         return digest.hexdigest()
 
@@ -127,12 +139,25 @@ class Environment(Commands):
                 kind = self.install_detectron2_source()
             elif kind is None:
                 kind = self.install_detectron2_wheel(about["packages"])
-            self.pip("installing aff_seg itself", "--no-build-isolation", "--no-deps", "-e", ".")
+            self.pip(
+                "building the native operators and installing aff_seg itself",
+                *["--no-build-isolation", "--no-deps", "-e", "."],
+            )
         self.run("checking that everything imports", [self.python, "-c", VERIFY], cwd="/")
         shutil.rmtree(self.scratch)
         with open(self.stamp + ".new", "w", encoding="utf-8") as stream:
-            json.dump({"fingerprint": self.fingerprint(), "detectron2": kind}, stream)
+            stamp = {
+                "fingerprint": self.fingerprint(),
+                "detectron2": kind,
+                "extension": self.extension(),
+            }
+            json.dump(stamp, stream)
         os.replace(self.stamp + ".new", self.stamp)
+        if stamp["extension"] is None:
+            self.say(
+                "the native operators are not built, so that PyTorch references run, several "
+                "times slower; with a C++ compiler and Python's headers, run `make setup` again"
+            )
 
     # What is there.
 
@@ -210,7 +235,7 @@ class Environment(Commands):
         with open(kept, "w", encoding="utf-8") as stream:
             stream.write("\n".join(self.ask(ABOUT_KEPT)) + "\n")
         self.say("an existing Detectron2 is used as it is, with the torch beside it")
-        self.pip("installing build tools", "-c", kept, "setuptools<82", "wheel")
+        self.pip("installing build tools", "-c", kept, "setuptools<82", "wheel", "ninja")
         if not about["panopticapi"]:
             # It asks for numpy below 2, without needing it.
             pin = ["-c", "requirements.txt", "panopticapi-lite"]

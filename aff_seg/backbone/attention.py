@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from aff_seg import ops
 from aff_seg.backbone.clustering import Neighbourhood
 from aff_seg.errors import UserError
+from aff_seg.layers import Linear, by_parts
 
 
 class ClusterAttention(nn.Module):
@@ -22,12 +23,12 @@ class ClusterAttention(nn.Module):
         if dim % num_heads:
             raise UserError(f"dim must be a multiple of num_heads, got {dim} and {num_heads}")
         self.num_heads = num_heads
-        self.q = nn.Linear(dim, dim)
-        self.kv = nn.Linear(dim, 2 * dim)
+        self.q = Linear(dim, dim)
+        self.kv = Linear(dim, 2 * dim)
         self.blank_k = nn.Parameter(torch.empty(dim))
         self.blank_v = nn.Parameter(torch.empty(dim))
         self.pos_embed = nn.Linear(5, num_heads)
-        self.proj = nn.Linear(dim, dim)
+        self.proj = Linear(dim, dim)
         self.proj_drop = nn.Dropout(drop)
         nn.init.trunc_normal_(self.blank_k, std=0.02)
         nn.init.trunc_normal_(self.blank_v, std=0.02)
@@ -56,9 +57,9 @@ class Mlp(nn.Module):
 
     def __init__(self, dim: int, hidden: int, *, drop: float = 0.0):
         super().__init__()
-        self.fc1 = nn.Linear(dim, hidden)
+        self.fc1 = Linear(dim, hidden)
         self.act = nn.GELU()
-        self.fc2 = nn.Linear(hidden, dim)
+        self.fc2 = Linear(hidden, dim)
         self.drop = nn.Dropout(drop)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -111,9 +112,13 @@ class Block(nn.Module):
             self.gamma1 = nn.Parameter(torch.full((dim,), layer_scale))
             self.gamma2 = nn.Parameter(torch.full((dim,), layer_scale))
         else:
-            self.gamma1 = self.gamma2 = 1.0
+            self.gamma1 = self.gamma2 = None
 
     def forward(self, x: Tensor, pos: Tensor, nbhd: Neighbourhood) -> Tensor:
         """``(B, N, C)`` tokens at ``(B, N, 2)`` positions to ``(B, N, C)``."""
-        x = x + self.drop_path(self.gamma1 * self.attn(self.norm1(x), pos, nbhd))
-        return x + self.drop_path(self.gamma2 * self.mlp(self.norm2(x)))
+        x = self._add(x, self.attn(self.norm1(x), pos, nbhd), self.gamma1)
+        hidden = by_parts(lambda part: self.mlp(self.norm2(x[:, part])), x.shape[1], x.device)
+        return self._add(x, hidden, self.gamma2)
+
+    def _add(self, x: Tensor, branch: Tensor, gamma: Tensor | None) -> Tensor:
+        return x + self.drop_path(branch if gamma is None else gamma * branch)

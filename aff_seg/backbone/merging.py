@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from aff_seg import ops
 from aff_seg.backbone.clustering import Neighbourhood
+from aff_seg.layers import Linear, by_parts
 
 
 class PointConv(nn.Module):
@@ -22,7 +23,7 @@ class PointConv(nn.Module):
         self.sign = sign
         self.weight_net = nn.Sequential(nn.Linear(5, inner), nn.LayerNorm(inner), nn.GELU())
         self.norm = nn.LayerNorm(inner * in_channels)
-        self.linear = nn.Linear(inner * in_channels, out_channels)
+        self.linear = Linear(inner * in_channels, out_channels)
 
     def forward(
         self,
@@ -45,21 +46,25 @@ class PointConv(nn.Module):
             ``(B, Q, C')``.
         """
         linear, norm, _ = self.weight_net
-        merged = ops.point_conv(
-            feat,
-            score,
-            pos,
-            centre,
-            nbhd.clusters,
-            nbhd.m,
-            linear.weight,
-            linear.bias,
-            norm.weight,
-            norm.bias,
-            norm_eps=norm.eps,
-            sign=self.sign,
-        )
-        return self.linear(self.norm(merged.flatten(2)))
+
+        def convolve(part: slice) -> Tensor:
+            merged = ops.point_conv(
+                feat,
+                score,
+                pos,
+                centre[:, part],
+                nbhd.clusters[:, part],
+                nbhd.m,
+                linear.weight,
+                linear.bias,
+                norm.weight,
+                norm.bias,
+                norm_eps=norm.eps,
+                sign=self.sign,
+            )
+            return self.linear(self.norm(merged.flatten(2)))
+
+        return by_parts(convolve, centre.shape[1], feat.device)
 
 
 def grid_prior(pos: Tensor, stage: int) -> Tensor:

@@ -13,9 +13,39 @@ from torch import Tensor, nn
 from aff_seg.errors import UserError
 from aff_seg.head.pixel_decoder import DecodedPixels
 from aff_seg.head.position import sine_encoding
+from aff_seg.layers import Linear, linear
 
 TRANSFORMER_DECODER_REGISTRY = Registry("TRANSFORMER_DECODER")
 TRANSFORMER_DECODER_REGISTRY.__doc__ = "Decoders from tokens to class and mask predictions."
+
+
+class QueryAttention(nn.MultiheadAttention):
+    """Multi-head attention of queries, batch first, without dropout."""
+
+    def __init__(self, dim: int, heads: int):
+        super().__init__(dim, heads, batch_first=True)
+
+    def forward(
+        self, query: Tensor, key: Tensor, value: Tensor, visible: Tensor | None = None
+    ) -> Tensor:
+        """Attend from the queries.
+
+        Args:
+            query: ``(B, Q, C)``.
+            key, value: ``(B, N, C)``.
+            visible: ``(B, Q, N)`` bool, False where a query must not look; None for all.
+
+        Returns:
+            ``(B, Q, C)``.
+        """
+        weights, biases = self.in_proj_weight.chunk(3), self.in_proj_bias.chunk(3)
+        projected = (
+            linear(x, weight, bias).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+            for x, weight, bias in zip((query, key, value), weights, biases, strict=True)
+        )
+        mask = None if visible is None else visible[:, None]
+        out = F.scaled_dot_product_attention(*projected, attn_mask=mask)
+        return self.out_proj(out.transpose(1, 2).flatten(2))
 
 
 class SelfAttentionLayer(nn.Module):
@@ -23,12 +53,12 @@ class SelfAttentionLayer(nn.Module):
 
     def __init__(self, dim: int, heads: int):
         super().__init__()
-        self.self_attn = nn.MultiheadAttention(dim, heads, batch_first=True)
+        self.self_attn = QueryAttention(dim, heads)
         self.norm = nn.LayerNorm(dim)
 
     def forward(self, x: Tensor, encoding: Tensor) -> Tensor:
         located = x + encoding
-        return self.norm(x + self.self_attn(located, located, x, need_weights=False)[0])
+        return self.norm(x + self.self_attn(located, located, x))
 
 
 class CrossAttentionLayer(nn.Module):
@@ -36,18 +66,14 @@ class CrossAttentionLayer(nn.Module):
 
     def __init__(self, dim: int, heads: int):
         super().__init__()
-        self.multihead_attn = nn.MultiheadAttention(dim, heads, batch_first=True)
+        self.multihead_attn = QueryAttention(dim, heads)
         self.norm = nn.LayerNorm(dim)
 
     def forward(
-        self, x: Tensor, encoding: Tensor, memory: Tensor, key: Tensor, hidden: Tensor
+        self, x: Tensor, encoding: Tensor, memory: Tensor, key: Tensor, visible: Tensor
     ) -> Tensor:
-        """``hidden`` is (B, Q, N) bool, True where a query must not look."""
-        mask = hidden.repeat_interleave(self.multihead_attn.num_heads, dim=0)
-        attended, _ = self.multihead_attn(
-            x + encoding, key, memory, attn_mask=mask, need_weights=False
-        )
-        return self.norm(x + attended)
+        """``visible`` is (B, Q, N) bool, False where a query must not look."""
+        return self.norm(x + self.multihead_attn(x + encoding, key, memory, visible))
 
 
 class FeedForwardLayer(nn.Module):
@@ -55,8 +81,8 @@ class FeedForwardLayer(nn.Module):
 
     def __init__(self, dim: int, hidden: int):
         super().__init__()
-        self.linear1 = nn.Linear(dim, hidden)
-        self.linear2 = nn.Linear(hidden, dim)
+        self.linear1 = Linear(dim, hidden)
+        self.linear2 = Linear(hidden, dim)
         self.norm = nn.LayerNorm(dim)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -68,9 +94,7 @@ class MaskEmbed(nn.Module):
 
     def __init__(self, dim: int, out_dim: int):
         super().__init__()
-        self.layers = nn.ModuleList(
-            [nn.Linear(dim, dim), nn.Linear(dim, dim), nn.Linear(dim, out_dim)]
-        )
+        self.layers = nn.ModuleList([Linear(dim, dim), Linear(dim, dim), Linear(dim, out_dim)])
 
     def forward(self, x: Tensor) -> Tensor:
         first, second, last = self.layers
@@ -125,7 +149,7 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
         self.query_feat = nn.Embedding(num_queries, hidden_dim)
         self.query_embed = nn.Embedding(num_queries, hidden_dim)
         self.level_embed = nn.Embedding(num_levels, hidden_dim)
-        self.class_embed = nn.Linear(hidden_dim, num_classes + 1)
+        self.class_embed = Linear(hidden_dim, num_classes + 1)
         self.mask_embed = MaskEmbed(hidden_dim, mask_dim)
 
     @classmethod
@@ -155,14 +179,14 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
             ``pred_logits`` (B, Q, K + 1), ``pred_masks`` (B, Q, H, W) logits on the canvas; in
             training also ``aux_outputs``, a list of the same two of every earlier prediction.
         """
-        memory, key, level_masks = [], [], []
+        memory, key, level_features = [], [], []
+        pixel_rows = pixels.mask_features.flatten(2).transpose(1, 2)
+        image = torch.arange(len(pixel_rows), device=pixel_rows.device)[:, None]
         for level, embed in zip(pixels.levels, self.level_embed.weight, strict=True):
             memory.append(level.feat + embed)
             key.append(memory[-1] + sine_encoding(level.pos, embed.shape[0]))
             # Tokens sit on canvas pixels: their mask logit is that pixel's.
-            features = pixels.mask_features.flatten(2)
-            pixel = level.pixel_index[:, None].expand(-1, features.shape[1], -1)
-            level_masks.append(features.gather(2, pixel))
+            level_features.append(pixel_rows[image, level.pixel_index])
 
         batch = len(pixels.mask_features)
         supervise = self.training and self.deep_supervision
@@ -181,8 +205,8 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
             normed = self.decoder_norm(x)
             if supervise:
                 early.append(self._predict(normed, pixels.mask_features))
-            hidden = self._hidden_tokens(normed, level_masks[level])
-            x = cross(x, encoding, memory[level], key[level], hidden)
+            visible = self._visible_tokens(normed, level_features[level])
+            x = cross(x, encoding, memory[level], key[level], visible)
             x = ffn(own(x, encoding))
         out = self._predict(self.decoder_norm(x), pixels.mask_features)
         if supervise:
@@ -194,10 +218,10 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
         return {"pred_logits": self.class_embed(x), "pred_masks": masks}
 
     @torch.no_grad()
-    def _hidden_tokens(self, x: Tensor, features: Tensor) -> Tensor:
-        """Tokens outside each query's mask, (B, Q, N); none for a query that would see none.
+    def _visible_tokens(self, x: Tensor, features: Tensor) -> Tensor:
+        """Tokens inside each query's mask, (B, Q, N); all for a query that would see none.
 
-        ``features`` (B, C, N) are the mask features at the tokens of the level.
+        ``features`` (B, N, C) are the mask features at the tokens of the level.
         """
-        hidden = self.mask_embed(x) @ features < 0
-        return hidden & ~hidden.all(-1, keepdim=True)
+        visible = self.mask_embed(x) @ features.transpose(1, 2) >= 0
+        return visible | ~visible.any(-1, keepdim=True)

@@ -20,6 +20,7 @@ from aff_seg.backbone.clustering import Neighbourhood, grid_positions
 from aff_seg.backbone.merging import PointConv
 from aff_seg.errors import UserError
 from aff_seg.head.position import sine_encoding
+from aff_seg.layers import Linear, by_parts
 from aff_seg.structures import Points
 
 # Neighbours of an interpolation and of the last convolution; exponent of the former on
@@ -66,10 +67,10 @@ class DeformablePointAttention(nn.Module):
         if dim % heads:
             raise UserError(f"dim must be a multiple of heads, got {dim} and {heads}")
         self.heads, self.levels, self.points = heads, levels, points
-        self.sampling_offsets = nn.Linear(dim, heads * levels * points * 2)
-        self.attention_weights = nn.Linear(dim, heads * levels * points)
-        self.value_proj = nn.Linear(dim, dim)
-        self.output_proj = nn.Linear(dim, dim)
+        self.sampling_offsets = Linear(dim, heads * levels * points * 2)
+        self.attention_weights = Linear(dim, heads * levels * points)
+        self.value_proj = Linear(dim, dim)
+        self.output_proj = Linear(dim, dim)
         # Distances come squared, so their exponent is half of the configured one.
         power = torch.tensor([shepard_power / 2])
         if learn_power:
@@ -93,27 +94,33 @@ class DeformablePointAttention(nn.Module):
             nn.init.xavier_uniform_(linear.weight)
             nn.init.zeros_(linear.bias)
 
-    def forward(self, query: Tensor, tokens: Tensor, pos: Tensor, table: Tensor) -> Tensor:
-        """Attend from every token to all levels.
+    def values(self, tokens: Tensor) -> Tensor:
+        """Project tokens ``(B, N, C)`` to what queries read, ``(B, N, heads, C / heads)``."""
+        return self.value_proj(tokens).unflatten(-1, (self.heads, -1))
+
+    def forward(
+        self, query: Tensor, query_pos: Tensor, value: Tensor, pos: Tensor, table: Tensor
+    ) -> Tensor:
+        """Attend from some tokens to all levels.
 
         Args:
-            query: ``(B, N, C)`` tokens plus encodings, all levels one after the other.
-            tokens: ``(B, N, C)`` values before projection.
-            pos: ``(B, N, 2)`` positions.
+            query: ``(B, Q, C)`` tokens plus encodings.
+            query_pos: ``(B, Q, 2)`` their positions.
+            value: :meth:`values` of all N tokens, all levels one after the other.
+            pos: ``(B, N, 2)`` their positions.
             table: ``(B, L, H, W, K)``, see :func:`aff_seg.ops.deformable_points`.
 
         Returns:
-            ``(B, N, C)``.
+            ``(B, Q, C)``.
         """
         samples = (self.heads, self.levels, self.points)
-        value = self.value_proj(tokens).unflatten(-1, (self.heads, -1))
         offset = self.sampling_offsets(query).unflatten(-1, (*samples, 2))
         weight = self.attention_weights(query).unflatten(-1, (self.heads, -1)).softmax(-1)
         out = ops.deformable_points(
             value,
             pos,
             table,
-            pos[:, :, None, None, None] + offset,
+            query_pos[:, :, None, None, None] + offset,
             weight.unflatten(-1, samples[1:]),
             self.shepard_power,
         )
@@ -127,13 +134,20 @@ class EncoderLayer(nn.Module):
         super().__init__()
         self.self_attn = attention
         self.norm1 = nn.LayerNorm(dim)
-        self.linear1 = nn.Linear(dim, dim_feedforward)
-        self.linear2 = nn.Linear(dim_feedforward, dim)
+        self.linear1 = Linear(dim, dim_feedforward)
+        self.linear2 = Linear(dim_feedforward, dim)
         self.norm2 = nn.LayerNorm(dim)
 
     def forward(self, x: Tensor, encoding: Tensor, pos: Tensor, table: Tensor) -> Tensor:
-        x = self.norm1(x + self.self_attn(x + encoding, x, pos, table))
-        return self.norm2(x + self.linear2(F.relu(self.linear1(x))))
+        value = self.self_attn.values(x)
+
+        def refine(part: slice) -> Tensor:
+            own = x[:, part]
+            read = self.self_attn(own + encoding[:, part], pos[:, part], value, pos, table)
+            own = self.norm1(own + read)
+            return self.norm2(own + self.linear2(F.relu(self.linear1(own), inplace=True)))
+
+        return by_parts(refine, x.shape[1], x.device)
 
 
 class Encoder(nn.Module):
@@ -220,7 +234,7 @@ class MSDeformAttnPixelDecoder(nn.Module):
 
         def projection(level: str) -> nn.Sequential:
             return nn.Sequential(
-                nn.Linear(input_shape[level].channels, conv_dim), nn.LayerNorm(conv_dim)
+                Linear(input_shape[level].channels, conv_dim), nn.LayerNorm(conv_dim)
             )
 
         self.input_proj = nn.ModuleList(projection(level) for level in self.level_names)
@@ -244,7 +258,7 @@ class MSDeformAttnPixelDecoder(nn.Module):
         self.layer_1 = nn.Sequential(
             PointConv(conv_dim, conv_dim, sign=-1), nn.LayerNorm(conv_dim), nn.ReLU()
         )
-        self.mask_features = nn.Linear(conv_dim, mask_dim)
+        self.mask_features = Linear(conv_dim, mask_dim)
         for module in (self.input_proj, self.adapter_1, self.layer_1, self.mask_features):
             module.apply(_init_linear)
 
@@ -271,31 +285,42 @@ class MSDeformAttnPixelDecoder(nn.Module):
             for level, project in zip(self.level_names, self.input_proj, strict=True):
                 points = features[level]
                 levels.append(Points(project(points.feat.float()), points.pos, points.canvas))
-            tables = [_nearest_table(level) for level in levels]
+            tables = [_nearest_tokens(level, INTERPOLATION_NEIGHBOURS) for level in levels]
             levels = self.transformer(levels, _merge_tables(tables, levels))
-            fine = self._to_res2(features["res2"], levels[-1], tables[-1])
-            return DecodedPixels(_on_canvas(self.mask_features(fine.feat), fine), levels)
+            fine = self._at_res2(features["res2"], levels[-1], tables[-1])
+            return DecodedPixels(self._on_canvas(fine, features["res2"]), levels)
 
-    def _to_res2(self, res2: Points, res3: Points, table: Tensor) -> Points:
-        """Carry the finest level of the encoder down to the tokens of res2."""
-        near = table.gather(1, res2.pixel_index[..., None].expand(-1, -1, table.shape[2]))
-        upsampled = ops.shepard_interpolate(
-            res3.feat, res3.pos, res2.pos, near, INTERPOLATION_POWER
-        )
-        feat = self.adapter_1(res2.feat.float()) + upsampled
-        batch, num_tokens, _ = feat.shape
-        index, _ = ops.knn(res2.pos, res2.pos, min(CONV_NEIGHBOURS, num_tokens))
+    def _at_res2(self, res2: Points, res3: Points, table: Tensor) -> Tensor:
+        """Carry the finest level of the encoder down to the tokens of res2, ``(B, N, C)``."""
+
+        def add(part: slice) -> Tensor:
+            near = res2.pixel_index[:, part, None].expand(-1, -1, table.shape[2])
+            upsampled = ops.shepard_interpolate(
+                res3.feat, res3.pos, res2.pos[:, part], table.gather(1, near), INTERPOLATION_POWER
+            )
+            return self.adapter_1(res2.feat[:, part].float()) + upsampled
+
+        return by_parts(add, res2.feat.shape[1], res2.feat.device)
+
+    def _on_canvas(self, feat: Tensor, res2: Points) -> Tensor:
+        """Mask features of every pixel, ``(B, C, H, W)``; res2 has a token on each."""
+        near = _nearest_tokens(res2, CONV_NEIGHBOURS)
+        token = res2.pixel_index.argsort(dim=1)
         conv, norm, act = self.layer_1
-        centre = torch.arange(num_tokens, device=feat.device).expand(batch, -1)
-        feat = act(norm(conv(feat, res2.pos, centre, Neighbourhood(index, 1))))
-        return Points(feat, res2.pos, res2.canvas)
+
+        def convolve(part: slice) -> Tensor:
+            nbhd = Neighbourhood(near[:, part], 1)
+            return self.mask_features(act(norm(conv(feat, res2.pos, token[:, part], nbhd))))
+
+        laid = by_parts(convolve, feat.shape[1], feat.device)
+        return laid.transpose(1, 2).unflatten(-1, res2.canvas)
 
 
-def _nearest_table(level: Points) -> Tensor:
-    """The tokens nearest to each canvas pixel in raster order, ``(B, H * W, K)`` int32."""
+def _nearest_tokens(level: Points, count: int) -> Tensor:
+    """Tokens nearest to each pixel in raster order, ``(B, H * W, K)`` int32, K <= ``count``."""
     batch, num_tokens, _ = level.pos.shape
     pixels = grid_positions(level.canvas, level.pos.device).to(level.pos).expand(batch, -1, -1)
-    return ops.knn(pixels, level.pos, min(INTERPOLATION_NEIGHBOURS, num_tokens))[0]
+    return ops.knn(pixels, level.pos, min(count, num_tokens))[0]
 
 
 def _merge_tables(tables: list[Tensor], levels: list[Points]) -> Tensor:
@@ -306,13 +331,6 @@ def _merge_tables(tables: list[Tensor], levels: list[Points]) -> Tensor:
         merged.append(table.unflatten(1, level.canvas))
         start += level.pos.shape[1]
     return torch.stack(merged, dim=1)
-
-
-def _on_canvas(feat: Tensor, points: Points) -> Tensor:
-    """Lay ``(B, N, C)`` features of tokens that cover the canvas on it: ``(B, C, H, W)``."""
-    token = points.pixel_index.argsort(dim=1)
-    laid = feat.gather(1, token[..., None].expand_as(feat))
-    return laid.transpose(1, 2).unflatten(-1, points.canvas)
 
 
 def _init_linear(module: nn.Module) -> None:

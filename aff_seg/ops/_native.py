@@ -9,7 +9,14 @@ import torch
 from torch import Tensor
 from torch.library import register_autograd, register_fake
 
-import aff_seg._C  # noqa: F401  registers schemas and kernels
+try:
+    import aff_seg._C  # noqa: F401  registers schemas and kernels
+except ImportError as error:
+    raise ImportError(
+        f"the native operators do not load beside PyTorch {torch.__version__} ({error}): build "
+        "them again with `pip install --no-build-isolation --no-deps -e .`, or set "
+        "AFF_SEG_OPS=reference to run without them."
+    ) from error
 
 _OPS = torch.ops.aff_seg
 

@@ -5,7 +5,7 @@ import torch
 from detectron2.layers import ShapeSpec
 
 from aff_seg.head import MSDeformAttnPixelDecoder, MultiScaleMaskedTransformerDecoder
-from aff_seg.head.mask_decoder import TRANSFORMER_DECODER_REGISTRY
+from aff_seg.head.mask_decoder import TRANSFORMER_DECODER_REGISTRY, QueryAttention
 from aff_seg.head.pixel_decoder import DecodedPixels, DeformablePointAttention
 from aff_seg.structures import Points
 
@@ -102,22 +102,36 @@ def test_early_predictions_only_in_training():
     assert "aux_outputs" not in _mask_decoder(deep_supervision=False).train()(pixels)
 
 
-def test_hidden_tokens():
+def test_visible_tokens():
     decoder, pixels = _mask_decoder(), _decoded()
     x = torch.randn(2, 5, 16)
     logits = torch.einsum("bqc,bchw->bqhw", decoder.mask_embed(x), pixels.mask_features)
     level = pixels.levels[1]
     at_tokens = logits.flatten(2).gather(2, level.pixel_index[:, None].expand(-1, 5, -1))
-    features = pixels.mask_features.flatten(2)
-    at = features.gather(2, level.pixel_index[:, None].expand(-1, 12, -1))
-    hidden = decoder._hidden_tokens(x, at)
+    pixel = level.pixel_index[:, None].expand(-1, 12, -1)
+    at = pixels.mask_features.flatten(2).gather(2, pixel).transpose(1, 2)
+    visible = decoder._visible_tokens(x, at)
     blind = (at_tokens < 0).all(-1)
-    assert torch.equal(hidden, (at_tokens < 0) & ~blind[..., None])
+    assert torch.equal(visible, (at_tokens >= 0) | blind[..., None])
 
     # A query that would see nothing sees everything.
-    assert not decoder._hidden_tokens(x, torch.zeros_like(at) - 1e9 * 0).any()
-    one_sided = -decoder.mask_embed(x)[:, :1].transpose(1, 2).expand(-1, -1, 9)
-    assert not decoder._hidden_tokens(x, one_sided)[:, 0].any()
+    assert decoder._visible_tokens(x, torch.zeros_like(at)).all()
+    one_sided = -decoder.mask_embed(x)[:, :1].expand(-1, 9, -1)
+    assert decoder._visible_tokens(x, one_sided)[:, 0].all()
+
+
+def test_attention_of_queries_is_that_of_torch():
+    ours = QueryAttention(16, 4)
+    theirs = torch.nn.MultiheadAttention(16, 4, batch_first=True)
+    torch.nn.init.normal_(ours.in_proj_bias)
+    theirs.load_state_dict(ours.state_dict())
+    query, key, value = torch.randn(2, 5, 16), torch.randn(2, 9, 16), torch.randn(2, 9, 16)
+    visible = torch.rand(2, 5, 9) > 0.4
+    visible[..., 0] = True
+    for mask in (None, visible):
+        hidden = None if mask is None else ~mask.repeat_interleave(4, dim=0)
+        want, _ = theirs(query, key, value, attn_mask=hidden)
+        torch.testing.assert_close(ours(query, key, value, mask), want)
 
 
 def test_decoder_is_registered():
