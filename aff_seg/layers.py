@@ -8,6 +8,8 @@ from torch import Tensor, nn
 
 # Tokens worked on at a time where no gradient is recorded: their hidden channels stay in cache.
 _PART = 4096
+# Asked here because torch.compile does not trace the question.
+_ONEDNN = torch.backends.mkldnn.is_available()
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -28,9 +30,9 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     by_convolution = (
         x.device.type == "cpu"
         and x.dtype == weight.dtype == torch.float32
-        and torch.backends.mkldnn.is_available()
-        # With one thread PyTorch does not use oneDNN for it.
-        and torch.get_num_threads() > 1
+        and _ONEDNN
+        # With one thread PyTorch does not use oneDNN for it. A graph cannot ask.
+        and (torch.compiler.is_compiling() or torch.get_num_threads() > 1)
     )
     if not by_convolution or x.numel() == 0:
         return F.linear(x, weight, bias)

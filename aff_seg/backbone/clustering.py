@@ -89,7 +89,7 @@ def nearest_clusters(pos: Tensor, m: int, count: int) -> Tensor:
     num_tokens = pos.shape[1]
     num_clusters = math.ceil(num_tokens / m)
     last = num_tokens - (num_clusters - 1) * m
-    scale = math.lcm(m, last)
+    scale = m * last
     total = torch.nn.functional.pad(pos.double(), (0, 0, 0, num_clusters * m - num_tokens))
     total = total.unflatten(1, (num_clusters, m)).sum(2)
     size = torch.full((num_clusters, 1), m, dtype=torch.float64, device=pos.device)
