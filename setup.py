@@ -5,7 +5,7 @@ machine, and an existing one is used as it is. `make setup` installs pinned vers
 
 The native operators (``csrc/``) are built where torch and a C++ compiler are there; without them
 the PyTorch references run. AFF_SEG_PORTABLE=1 builds for any processor of the kind instead of
-this one.
+this one, AFF_SEG_SANITIZE=1 with the compiler's sanitizers (`make sanitize`).
 """
 
 import os
@@ -35,12 +35,19 @@ def native_operators() -> dict:
         return {}
     from torch.utils.cpp_extension import BuildExtension, CppExtension
 
-    flags = ["-O3", "-fopenmp", "-Wall", "-Wextra", "-Wno-unused-parameter", "-fno-math-errno"]
+    flags = ["-fopenmp", "-Wall", "-Wextra", "-Wno-unused-parameter", "-fno-math-errno"]
+    link_flags = ["-fopenmp"]
+    if os.environ.get("AFF_SEG_SANITIZE") == "1":
+        sanitizers = "-fsanitize=address,undefined"
+        flags += ["-O1", "-g", "-fno-omit-frame-pointer", "-D_GLIBCXX_ASSERTIONS", sanitizers]
+        link_flags.append(sanitizers)
+    else:
+        flags += ["-O3", "-g0"]
     if os.environ.get("AFF_SEG_PORTABLE") != "1":
         flags.append("-march=native")
     sources = sorted(str(path) for path in Path("csrc").rglob("*.cpp"))
     extension = CppExtension(
-        "aff_seg._C", sources, extra_compile_args=flags, extra_link_args=["-fopenmp"]
+        "aff_seg._C", sources, extra_compile_args=flags, extra_link_args=link_flags
     )
     return {"ext_modules": [extension], "cmdclass": {"build_ext": BuildExtension}}
 

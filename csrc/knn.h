@@ -15,8 +15,8 @@
 #pragma once
 
 #include <ATen/core/Tensor.h>
+#include <c10/util/bit_cast.h>
 
-#include <bit>
 #include <cstdint>
 #include <tuple>
 
@@ -68,7 +68,7 @@ using CandidateKey = typename Candidate<T>::Key;
 template <typename T>
 inline CandidateKey<T> candidate_key(T distance, int32_t index) {
   using C = Candidate<T>;
-  const auto bits = std::bit_cast<typename C::Bits>(distance);
+  const auto bits = c10::bit_cast<typename C::Bits>(distance);
   return static_cast<CandidateKey<T>>(bits) << C::kShift | static_cast<uint32_t>(index);
 }
 
@@ -80,8 +80,11 @@ inline int32_t candidate_index(CandidateKey<T> key) {
 template <typename T>
 inline T candidate_distance(CandidateKey<T> key) {
   using C = Candidate<T>;
-  return std::bit_cast<T>(static_cast<typename C::Bits>(key >> C::kShift));
+  return c10::bit_cast<T>(static_cast<typename C::Bits>(key >> C::kShift));
 }
+
+// Everything but that positions are finite.
+void check_knn(const at::Tensor& query, const at::Tensor& database, int64_t k);
 
 std::tuple<at::Tensor, at::Tensor> knn(
     const at::Tensor& query, const at::Tensor& database, int64_t k);

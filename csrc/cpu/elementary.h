@@ -3,11 +3,13 @@
 
 #pragma once
 
+#include <c10/util/bit_cast.h>
+
 #include <algorithm>
-#include <bit>
 #include <cmath>
 #include <cstdint>
 #include <limits>
+#include <type_traits>
 
 namespace aff_seg {
 
@@ -19,7 +21,7 @@ constexpr double kRoundDouble = 6755399441055744.0;
 // exp(-x) for x >= 0, to 2e-7, held at exp(-87). Bits of such x compare as x does, without the
 // branch that a comparison of floats may become.
 inline float exp_of_minus(float x) {
-  x = -std::bit_cast<float>(std::min(std::bit_cast<uint32_t>(x), std::bit_cast<uint32_t>(87.0f)));
+  x = -c10::bit_cast<float>(std::min(c10::bit_cast<uint32_t>(x), c10::bit_cast<uint32_t>(87.0f)));
   const float shifted = x * 1.44269504f + kRoundFloat;
   const float n = shifted - kRoundFloat;
   const float r = (x - n * 0.693359375f) + n * 2.12194440e-4f;  // log 2 in two parts
@@ -30,7 +32,7 @@ inline float exp_of_minus(float x) {
   p = p * r + 0.5f;
   p = p * r + 1.0f;
   p = p * r + 1.0f;
-  return p * std::bit_cast<float>((std::bit_cast<uint32_t>(shifted) << 23) + 0x3f800000);
+  return p * c10::bit_cast<float>((c10::bit_cast<uint32_t>(shifted) << 23) + 0x3f800000);
 }
 
 // Standard normal distribution: the probability below x, and the density at x.
@@ -63,11 +65,11 @@ inline Normal<float> normal(float x) {
 // log(x) for a positive normal x, to 1e-10: 2 atanh((m - 1) / (m + 1)) for the mantissa m in
 // [sqrt(1/2), sqrt(2)).
 inline double wide_log(double x) {
-  const uint64_t bits = std::bit_cast<uint64_t>(x);
+  const uint64_t bits = c10::bit_cast<uint64_t>(x);
   const uint64_t biased = (bits - 0x3fe6a09e667f3bcd + (uint64_t(1023) << 52)) >> 52;
-  const double m = std::bit_cast<double>(bits - ((biased - 1023) << 52));
+  const double m = c10::bit_cast<double>(bits - ((biased - 1023) << 52));
   // biased + 2^52 as a double, from its bits.
-  const double exponent = std::bit_cast<double>(biased | 0x4330000000000000) - 4503599627371519.0;
+  const double exponent = c10::bit_cast<double>(biased | 0x4330000000000000) - 4503599627371519.0;
   const double t = (m - 1) / (m + 1), z = t * t;
   double p = 2.0 / 13;
   p = p * z + 2.0 / 11;
@@ -95,9 +97,9 @@ inline double wide_exp(double x) {
   p = p * r + 0.5;
   p = p * r + 1;
   p = p * r + 1;
-  const uint64_t k = std::bit_cast<uint64_t>(shifted) - std::bit_cast<uint64_t>(kRoundDouble);
+  const uint64_t k = c10::bit_cast<uint64_t>(shifted) - c10::bit_cast<uint64_t>(kRoundDouble);
   const int64_t held = std::clamp<int64_t>(static_cast<int64_t>(k), -1022, 1023);
-  return p * std::bit_cast<double>((held + 1023) << 52);
+  return p * c10::bit_cast<double>((held + 1023) << 52);
 }
 
 inline double log_of_positive(double x) { return std::log(x); }
@@ -139,6 +141,10 @@ void raise(const A* base, int64_t count, A exponent, A* powered) {
       powered[i] = base[i] * base[i] * base[i];
     }
   } else {
+    if constexpr (std::is_same_v<A, float>) {
+      // Beyond, powers of all bases but 1 are out of range, and the argument of exp is, too.
+      exponent = std::clamp(exponent, -1e13f, 1e13f);
+    }
     positive_or_one(base, count, powered);
 #pragma omp simd
     for (int64_t i = 0; i < count; ++i) {
