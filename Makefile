@@ -10,7 +10,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 VENV_PYTHON = .venv/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo lint test test-slow bench gpu-check clean
+.PHONY: help setup demo lint test test-slow sanitize bench gpu-check clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -30,6 +30,9 @@ test: lint  ## lint, then the tests
 
 test-slow: lint  ## lint, then all tests, slow ones too
 	@$(VENV_PYTHON) -m pytest
+
+sanitize: setup  ## run the operators' tests under the compiler's sanitizers
+	@$(VENV_PYTHON) tools/sanitize.py
 
 bench: setup  ## time the operators and the parts of the model
 	@$(VENV_PYTHON) tools/benchmark.py

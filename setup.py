@@ -7,6 +7,7 @@ The native operators (``csrc/``) are built where torch, a C++ compiler and Pytho
 there; without them the PyTorch references run. AFF_SEG_BUILD chooses how:
     native    for the processor at hand (the default)
     portable  for any processor of the kind, as where the machines of a cluster differ
+    sanitize  with the compiler's sanitizers, for tests (`make sanitize`)
     none      not at all
 """
 
@@ -22,7 +23,14 @@ from setuptools import find_packages, setup
 # Modules that several distributions provide: any of them will do.
 PROVIDERS = {"cv2": "opencv-python-headless>=4.5", "panopticapi": "panopticapi-lite>=0.2"}
 # Compiler flags for each value of AFF_SEG_BUILD.
-BUILDS = {"native": ["-march=native"], "portable": [], "none": []}
+_SANITIZERS = ["-fsanitize=address,undefined"]
+_FRAMES = ["-O1", "-g", "-fno-omit-frame-pointer", "-D_GLIBCXX_ASSERTIONS"]
+BUILDS = {
+    "native": ["-O3", "-g0", "-march=native"],
+    "portable": ["-O3", "-g0"],
+    "sanitize": [*_FRAMES, *_SANITIZERS, "-march=native"],
+    "none": [],
+}
 
 
 def native_operators() -> dict:
@@ -47,14 +55,14 @@ def native_operators() -> dict:
         return {}
     from torch.utils.cpp_extension import BuildExtension, CppExtension
 
-    flags = ["-O3", "-g0", "-fopenmp", "-fno-math-errno", *BUILDS[build]]
+    flags = ["-fopenmp", "-fno-math-errno", *BUILDS[build]]
     warnings = ["-Wall", "-Wextra", "-Wno-unused-parameter"]
     sources = sorted(str(path) for path in Path("csrc").rglob("*.cpp"))
     extension = CppExtension(
         "aff_seg._C",
         sources,
         extra_compile_args=[*flags, *warnings],
-        extra_link_args=["-fopenmp"],
+        extra_link_args=["-fopenmp", *(_SANITIZERS if build == "sanitize" else [])],
     )
     return {"ext_modules": [extension], "cmdclass": {"build_ext": BuildExtension}}
 

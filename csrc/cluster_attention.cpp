@@ -1,56 +1,52 @@
 #include "cluster_attention.h"
 
-#include <ATen/OpMathType.h>
 #include <torch/library.h>
 
 #include "checks.h"
 #include "relative.h"
 
 namespace aff_seg {
-namespace {
-
-void check_shape(const at::Tensor& tensor, at::IntArrayRef want, const char* name) {
-  TORCH_CHECK_VALUE(
-      tensor.sizes() == want, name, " must have shape ", want, ", got ", tensor.sizes());
-}
-
-}  // namespace
 
 void check_cluster_attention(
     const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& pos,
     const at::Tensor& clusters, int64_t m, const at::Tensor& pos_weight,
     const at::Tensor& pos_bias, const at::Tensor& blank_k, const at::Tensor& blank_v) {
-  TORCH_CHECK_VALUE(q.dim() == 4, "q must have shape (B, N, heads, D), got ", q.sizes());
-  TORCH_CHECK_VALUE(m >= 1, "m must be at least 1, got ", m);
-  check_float(q, "q");
+  check_features(q, "q");
   check_like(k, q, "k");
   check_like(v, q, "v");
-  TORCH_CHECK_VALUE(
-      pos.scalar_type() == at::toOpMathType(q.scalar_type()), "pos must be ",
-      at::toOpMathType(q.scalar_type()), " beside ", q.scalar_type(), " q, got ",
-      pos.scalar_type());
-  check_like(pos_weight, pos, "pos_weight");
-  check_like(pos_bias, pos, "pos_bias");
-  check_like(blank_k, pos, "blank_k");
-  check_like(blank_v, pos, "blank_v");
-  check_index(clusters, "clusters");
-  for (const auto* tensor : {&pos, &clusters}) {
-    TORCH_CHECK_VALUE(
-        tensor->device() == q.device(), tensor == &pos ? "pos" : "clusters", " must be on ",
-        q.device(), ", got ", tensor->device());
-  }
+  check_widened(pos, q, "pos");
+  check_index(clusters, q, "clusters");
+  check_widened(pos_weight, q, "pos_weight");
+  check_widened(pos_bias, q, "pos_bias");
+  check_widened(blank_k, q, "blank_k");
+  check_widened(blank_v, q, "blank_v");
+  check_shape(q, "q", "B N heads D", {-1, -1, -1, -1});
   const int64_t batch = q.size(0), tokens = q.size(1), heads = q.size(2), dim = q.size(3);
-  check_shape(k, q.sizes(), "k");
-  check_shape(v, q.sizes(), "v");
-  check_shape(pos, {batch, tokens, 2}, "pos");
-  TORCH_CHECK_VALUE(
-      clusters.dim() == 3 && clusters.size(0) == batch && clusters.size(1) == tokens,
-      "clusters must have shape (B, N, R), got ", clusters.sizes());
-  check_shape(pos_weight, {heads, kRelative}, "pos_weight");
-  check_shape(pos_bias, {heads}, "pos_bias");
-  check_shape(blank_k, {heads * dim}, "blank_k");
-  check_shape(blank_v, {heads * dim}, "blank_v");
-  check_range(clusters, 0, (tokens - 1) / m, "clusters");
+  check_shape(k, "k", "B N heads D", q.sizes());
+  check_shape(v, "v", "B N heads D", q.sizes());
+  check_shape(pos, "pos", "B N 2", {batch, tokens, 2});
+  check_shape(clusters, "clusters", "B N R", {batch, tokens, -1});
+  check_shape(pos_weight, "pos_weight", "heads 5", {heads, kRelative});
+  check_shape(pos_bias, "pos_bias", "heads", {heads});
+  check_shape(blank_k, "blank_k", "heads*D", {heads * dim});
+  check_shape(blank_v, "blank_v", "heads*D", {heads * dim});
+  TORCH_CHECK_VALUE(m >= 1, "m must be at least 1, got ", m);
+  check_count(batch * tokens, "tokens of a batch");
+  check_count(tokens * clusters.size(2), "clusters of an image");
+}
+
+void check_cluster_attention_backward(
+    const at::Tensor& grad, const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+    const at::Tensor& pos, const at::Tensor& clusters, int64_t m, const at::Tensor& pos_weight,
+    const at::Tensor& pos_bias, const at::Tensor& blank_k, const at::Tensor& blank_v,
+    const at::Tensor& out, const at::Tensor& lse) {
+  check_cluster_attention(q, k, v, pos, clusters, m, pos_weight, pos_bias, blank_k, blank_v);
+  check_like(grad, q, "grad");
+  check_like(out, q, "out");
+  check_widened(lse, q, "lse");
+  check_shape(grad, "grad", "B N heads D", q.sizes());
+  check_shape(out, "out", "B N heads D", q.sizes());
+  check_shape(lse, "lse", "B N heads", q.sizes().slice(0, 3));
 }
 
 }  // namespace aff_seg

@@ -25,11 +25,17 @@
 
 namespace aff_seg {
 
-// Shapes, dtypes and the range of clusters.
+// Everything but the range of clusters, here and in the following.
 void check_cluster_attention(
     const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& pos,
     const at::Tensor& clusters, int64_t m, const at::Tensor& pos_weight,
     const at::Tensor& pos_bias, const at::Tensor& blank_k, const at::Tensor& blank_v);
+
+void check_cluster_attention_backward(
+    const at::Tensor& grad, const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+    const at::Tensor& pos, const at::Tensor& clusters, int64_t m, const at::Tensor& pos_weight,
+    const at::Tensor& pos_bias, const at::Tensor& blank_k, const at::Tensor& blank_v,
+    const at::Tensor& out, const at::Tensor& lse);
 
 std::tuple<at::Tensor, at::Tensor> cluster_attention(
     const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& pos,

@@ -35,10 +35,25 @@ namespace aff_seg {
 // The row or column of the canvas, `size` of them, nearest to a coordinate.
 template <typename T>
 C10_HOST_DEVICE inline int64_t nearest_pixel(T coordinate, int64_t size) {
-  const T rounded = std::nearbyint(coordinate), last = static_cast<T>(size - 1);
-  // Comparisons with nan are false.
-  return static_cast<int64_t>(rounded > 0 ? (rounded < last ? rounded : last) : T(0));
+  const T rounded = std::nearbyint(coordinate);
+  // Comparisons with nan are false. A size may be more than T counts exactly.
+  if (!(rounded > 0)) {
+    return 0;
+  }
+  const int64_t last = size - 1;
+  const int64_t pixel = rounded < static_cast<T>(last) ? static_cast<int64_t>(rounded) : last;
+  return pixel < last ? pixel : last;
 }
+
+// Everything but the range of table, here and in the following.
+void check_deformable_points(
+    const at::Tensor& value, const at::Tensor& pos, const at::Tensor& table,
+    const at::Tensor& location, const at::Tensor& weight, const at::Tensor& power);
+
+void check_deformable_points_backward(
+    const at::Tensor& grad, const at::Tensor& value, const at::Tensor& pos,
+    const at::Tensor& table, const at::Tensor& location, const at::Tensor& weight,
+    const at::Tensor& power);
 
 at::Tensor deformable_points(
     const at::Tensor& value, const at::Tensor& pos, const at::Tensor& table,

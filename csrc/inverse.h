@@ -16,7 +16,7 @@ struct InverseLists {
   std::vector<int32_t> place;
 };
 
-// Negative entries of index are nobody's.
+// Negative entries of index are nobody's. Places are fewer than 2^31: see check_count.
 inline InverseLists invert(const int32_t* index, int64_t places, int64_t rows) {
   InverseLists lists{std::vector<int64_t>(rows + 1, 0), {}};
   for (int64_t p = 0; p < places; ++p) {

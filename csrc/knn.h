@@ -83,6 +83,9 @@ inline T candidate_distance(CandidateKey<T> key) {
   return c10::bit_cast<T>(static_cast<typename C::Bits>(key >> C::kShift));
 }
 
+// Everything but that positions are finite.
+void check_knn(const at::Tensor& query, const at::Tensor& database, int64_t k);
+
 std::tuple<at::Tensor, at::Tensor> knn(
     const at::Tensor& query, const at::Tensor& database, int64_t k);
 

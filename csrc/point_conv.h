@@ -29,6 +29,19 @@
 
 namespace aff_seg {
 
+// Everything but the range of indices, here and in the following.
+void check_point_conv(
+    const at::Tensor& feat, const std::optional<at::Tensor>& score, const at::Tensor& pos,
+    const at::Tensor& centre, const at::Tensor& clusters, int64_t m, const at::Tensor& weight,
+    const at::Tensor& bias, const at::Tensor& norm_weight, const at::Tensor& norm_bias,
+    double norm_eps, int64_t sign);
+
+void check_point_conv_backward(
+    const at::Tensor& grad, const at::Tensor& feat, const std::optional<at::Tensor>& score,
+    const at::Tensor& pos, const at::Tensor& centre, const at::Tensor& clusters, int64_t m,
+    const at::Tensor& weight, const at::Tensor& bias, const at::Tensor& norm_weight,
+    const at::Tensor& norm_bias, double norm_eps, int64_t sign);
+
 at::Tensor point_conv(
     const at::Tensor& feat, const std::optional<at::Tensor>& score, const at::Tensor& pos,
     const at::Tensor& centre, const at::Tensor& clusters, int64_t m, const at::Tensor& weight,

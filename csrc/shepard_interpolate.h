@@ -27,6 +27,15 @@ C10_HOST_DEVICE inline T shepard_weight(T powered) {
   return 1 / (powered + T(1e-11));
 }
 
+// Everything but the range of index, here and in the following.
+void check_shepard_interpolate(
+    const at::Tensor& feat, const at::Tensor& pos, const at::Tensor& query,
+    const at::Tensor& index, const at::Tensor& power);
+
+void check_shepard_interpolate_backward(
+    const at::Tensor& grad, const at::Tensor& feat, const at::Tensor& pos,
+    const at::Tensor& query, const at::Tensor& index, const at::Tensor& power);
+
 at::Tensor shepard_interpolate(
     const at::Tensor& feat, const at::Tensor& pos, const at::Tensor& query,
     const at::Tensor& index, const at::Tensor& power);

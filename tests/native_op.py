@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from aff_seg import ops
+from aff_seg.ops import reference
 
 needs_native = pytest.mark.skipif(
     not ops.NATIVE, reason="aff_seg._C is not built, or AFF_SEG_OPS=reference is set"
@@ -27,38 +28,81 @@ def accumulating(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def scattered_memory(x: Tensor) -> Tensor:
-    """The same values, none of them next to another."""
-    return torch.stack((x, torch.zeros_like(x)), -1)[..., 0]
+def native(name: str, given: dict) -> Callable[..., Tensor]:
+    """The operator as a function of what it differentiates in, by name."""
+    return lambda **leaves: getattr(ops, name)(**leaves, **given)
 
 
-def assert_near(got: Tensor, want: Tensor, name: str, scale: float = 0.0) -> None:
+def exact(name: str, given: dict) -> Callable[..., Tensor]:
+    """Its reference, likewise, for leaves in float64."""
+    given = {
+        key: x.double() if isinstance(x, Tensor) and x.is_floating_point() else x
+        for key, x in given.items()
+    }
+    return lambda **leaves: getattr(reference, name)(**leaves, **given)
+
+
+def requiring_grad(leaves: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same tensors, as leaves of their own."""
+    return {name: x.detach().requires_grad_() for name, x in leaves.items()}
+
+
+def results(name: str, leaves: dict[str, Tensor], given: dict, grad: Tensor) -> dict[str, Tensor]:
+    """Result and gradients of the native operator, by name."""
+    leaves = requiring_grad(leaves)
+    out = native(name, given)(**leaves)
+    grads = torch.autograd.grad(out, list(leaves.values()), grad)
+    return {"result": out.detach()} | dict(zip(leaves, grads, strict=True))
+
+
+def scattered_memory(x: object) -> object:
+    """The same values, none of them next to another; what is no tensor stays."""
+    return torch.stack((x, torch.zeros_like(x)), -1)[..., 0] if isinstance(x, Tensor) else x
+
+
+def assert_near(got: Tensor, want: Tensor, name: str, scale: float, tolerance: float = 0.0) -> None:
     """Errors are small beside the largest value, or beside ``scale`` if that is larger."""
     assert got.shape == want.shape, name
     if want.numel():
         error = (got.double() - want.double()).abs().max().item()
         scale = max(scale, want.double().abs().max().item())
-        assert error <= TOLERANCE[got.dtype] * scale, f"{name}: {error} of {scale}"
+        tolerance = tolerance or TOLERANCE[got.dtype]
+        assert error <= tolerance * scale, f"{name}: {error} of {scale}"
 
 
 def assert_matches(
-    native: Callable[..., Tensor], reference: Callable[..., Tensor], leaves: dict[str, Tensor]
+    name: str, leaves: dict[str, Tensor], given: dict, tolerance: float = 0.0
 ) -> None:
-    """Results and gradients of ``native`` are those of ``reference`` on the same in float64."""
-    given = {name: x.detach().requires_grad_() for name, x in leaves.items()}
-    exact = {name: x.detach().double().requires_grad_() for name, x in leaves.items()}
-    got, want = native(**given), reference(**exact)
-    assert got.dtype == next(iter(leaves.values())).dtype
-    assert got.is_contiguous()
-    assert_near(got, want, "result")
-    grad = scattered_memory(torch.randn(got.shape, dtype=got.dtype))
-    got.backward(grad)
+    """Result and gradients are those of the reference on the same in float64."""
+    wide = requiring_grad({key: x.double() for key, x in leaves.items()})
+    want = exact(name, given)(**wide)
+    dtype = next(iter(leaves.values())).dtype
+    grad = scattered_memory(torch.randn(want.shape).to(dtype))
+    got = results(name, leaves, given, grad)
+    assert got["result"].dtype == dtype
+    assert got["result"].is_contiguous()
+    assert_near(got["result"], want, "result", 0.0, tolerance)
     want.backward(grad.double())
-    for name, x in given.items():
-        assert x.grad.dtype == x.dtype
+    for key, x in leaves.items():
+        assert got[key].dtype == x.dtype
         # What many terms of about 1 add up to, if they do not cancel.
-        scale = (got.numel() / x.numel()) ** 0.5
-        assert_near(x.grad, exact[name].grad, f"gradient of {name}", scale)
+        scale = (want.numel() / x.numel()) ** 0.5 if x.numel() else 0.0
+        assert_near(got[key], wide[key].grad, f"gradient of {key}", scale, tolerance)
+
+
+def assert_vanishing(name: str, leaves: dict[str, Tensor], given: dict) -> None:
+    """Where there is nothing to read, result and gradients are zeros of the right shape."""
+    shape = native(name, given)(**leaves).shape
+    got = results(name, leaves, given, torch.ones(shape))
+    assert not got["result"].any()
+    for key, x in leaves.items():
+        assert got[key].shape == x.shape and not got[key].any(), key
+
+
+def raw_arguments(name: str, values: dict) -> list:
+    """Arguments of ``torch.ops.aff_seg.<name>``, in the order of its schema."""
+    schema = getattr(torch.ops.aff_seg, name).default._schema
+    return [values[argument.name] for argument in schema.arguments]
 
 
 def assert_same_with_any_threads(run: Callable[[], tuple[Tensor, ...]]) -> None:

@@ -57,6 +57,14 @@ def _exponent(power: Tensor | float, like: Tensor) -> Tensor:
     return torch.as_tensor(power, dtype=like.dtype, device=like.device).reshape(1)
 
 
+def _int32(index: Tensor) -> Tensor:
+    """``index`` as int32; what that cannot hold stays out of any range."""
+    if index.dtype == torch.int64:
+        limits = torch.iinfo(torch.int32)
+        index = index.clamp(limits.min, limits.max)
+    return index.int()
+
+
 def _check(condition: bool, message: str) -> None:
     if not condition:
         raise ValueError(message)
@@ -140,7 +148,7 @@ def cluster_attention(
         exact = _accumulating(q.dtype)
         learned = (x.to(exact) for x in (pos_weight, pos_bias, blank_k, blank_v))
         return torch.ops.aff_seg.cluster_attention(
-            q, k, v, pos.to(exact), clusters.int(), m, *learned
+            q, k, v, pos.to(exact), _int32(clusters), m, *learned
         )[0]
     return reference.cluster_attention(
         q, k, v, pos, clusters, m, pos_weight, pos_bias, blank_k, blank_v
@@ -200,8 +208,9 @@ def point_conv(
         exact = _accumulating(feat.dtype)
         score = score if score is None else score.to(exact)
         learned = (x.to(exact) for x in (weight, bias, norm_weight, norm_bias))
+        centre, clusters = _int32(centre), _int32(clusters)
         return torch.ops.aff_seg.point_conv(
-            feat, score, pos.to(exact), centre.int(), clusters.int(), m, *learned, norm_eps, sign
+            feat, score, pos.to(exact), centre, clusters, m, *learned, norm_eps, sign
         )
     return reference.point_conv(
         feat, score, pos, centre, clusters, m, weight, bias, norm_weight, norm_bias, norm_eps, sign
@@ -236,7 +245,7 @@ def shepard_interpolate(
     if _runs_native(feat):
         pos, query = (x.to(_accumulating(feat.dtype)) for x in (pos, query))
         return torch.ops.aff_seg.shepard_interpolate(
-            feat, pos, query, index.int(), _exponent(power, pos)
+            feat, pos, query, _int32(index), _exponent(power, pos)
         )
     return reference.shepard_interpolate(feat, pos, query, index, power)
 
@@ -285,6 +294,6 @@ def deformable_points(
     if _runs_native(value):
         pos, location, weight = (x.to(_accumulating(value.dtype)) for x in (pos, location, weight))
         return torch.ops.aff_seg.deformable_points(
-            value, pos, table.int(), location, weight, _exponent(power, pos)
+            value, pos, _int32(table), location, weight, _exponent(power, pos)
         )
     return reference.deformable_points(value, pos, table, location, weight, power)

@@ -21,49 +21,70 @@ except ImportError as error:
 _OPS = torch.ops.aff_seg
 
 
-@register_fake("aff_seg::knn")
+def _fake(name: str):
+    """Register the fake kernel of an operator.
+
+    It also runs where some tensors are on the meta device and others are not, which is refused.
+    """
+    names = [argument.name for argument in getattr(_OPS, name).default._schema.arguments]
+
+    def register(kernel):
+        def checked(*args):
+            tensors = [(n, x) for n, x in zip(names, args, strict=True) if isinstance(x, Tensor)]
+            want = tensors[0][1].device
+            for argument, x in tensors:
+                if x.device != want:
+                    raise ValueError(f"{argument} must be on {want}, got {x.device}")
+            return kernel(*args)
+
+        return register_fake(f"aff_seg::{name}", checked)
+
+    return register
+
+
+@_fake("knn")
 def _(query, database, k):
     shape = (query.shape[0], query.shape[1], k)
     return query.new_empty(shape, dtype=torch.int32), query.new_empty(shape)
 
 
-@register_fake("aff_seg::cluster_attention")
+@_fake("cluster_attention")
 def _(q, k, v, pos, clusters, m, pos_weight, pos_bias, blank_k, blank_v):
     return torch.empty_like(q, memory_format=torch.contiguous_format), pos.new_empty(q.shape[:3])
 
 
-@register_fake("aff_seg::cluster_attention_backward")
+@_fake("cluster_attention_backward")
 def _(grad, q, k, v, pos, clusters, m, pos_weight, pos_bias, blank_k, blank_v, out, lse):
     return tuple(_like(x) for x in (q, k, v, pos_weight, pos_bias, blank_k, blank_v))
 
 
-@register_fake("aff_seg::point_conv")
+@_fake("point_conv")
 def _(feat, score, pos, centre, clusters, m, weight, bias, norm_weight, norm_bias, norm_eps, sign):
     return feat.new_empty((*centre.shape, weight.shape[0], feat.shape[2]))
 
 
-@register_fake("aff_seg::point_conv_backward")
+@_fake("point_conv_backward")
 def _(grad, feat, score, pos, centre, clusters, m, weight, bias, norm_weight, norm_bias, eps, sign):
     scores = pos.new_empty(0) if score is None else _like(score)
     return _like(feat), scores, *(_like(x) for x in (weight, bias, norm_weight, norm_bias))
 
 
-@register_fake("aff_seg::shepard_interpolate")
+@_fake("shepard_interpolate")
 def _(feat, pos, query, index, power):
     return feat.new_empty((*index.shape[:2], feat.shape[2]))
 
 
-@register_fake("aff_seg::shepard_interpolate_backward")
+@_fake("shepard_interpolate_backward")
 def _(grad, feat, pos, query, index, power):
     return _like(feat), _like(power)
 
 
-@register_fake("aff_seg::deformable_points")
+@_fake("deformable_points")
 def _(value, pos, table, location, weight, power):
     return value.new_empty((*location.shape[:3], value.shape[3]))
 
 
-@register_fake("aff_seg::deformable_points_backward")
+@_fake("deformable_points_backward")
 def _(grad, value, pos, table, location, weight, power):
     return _like(value), _like(location), _like(weight), _like(power)
 

@@ -115,6 +115,7 @@ def _members(clusters: Tensor, m: int, num_tokens: int) -> tuple[Tensor, Tensor]
 
     Those absent from a short last cluster are clamped to a token that does.
     """
+    m = min(m, num_tokens)  # of a longer cluster, no more exist
     member = clusters.long()[..., None] * m + torch.arange(m, device=clusters.device)
     member = member.flatten(2)
     return member.clamp_max(num_tokens - 1), member < num_tokens

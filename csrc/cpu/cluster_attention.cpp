@@ -9,6 +9,7 @@
 #include <tuple>
 #include <vector>
 
+#include "../checks.h"
 #include "cluster_tiles.h"
 
 namespace aff_seg {
@@ -112,6 +113,7 @@ std::tuple<at::Tensor, at::Tensor> cluster_attention(
     const at::Tensor& clusters, int64_t m, const at::Tensor& pos_weight,
     const at::Tensor& pos_bias, const at::Tensor& blank_k, const at::Tensor& blank_v) {
   check_cluster_attention(q, k, v, pos, clusters, m, pos_weight, pos_bias, blank_k, blank_v);
+  check_clusters(clusters, q.size(1), m);
   const int64_t heads = q.size(2), dim = q.size(3);
   if (q.numel() == 0) {
     return {

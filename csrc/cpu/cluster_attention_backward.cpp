@@ -331,14 +331,9 @@ cluster_attention_backward(
     const at::Tensor& pos, const at::Tensor& clusters, int64_t m, const at::Tensor& pos_weight,
     const at::Tensor& pos_bias, const at::Tensor& blank_k, const at::Tensor& blank_v,
     const at::Tensor& out, const at::Tensor& lse) {
-  check_cluster_attention(q, k, v, pos, clusters, m, pos_weight, pos_bias, blank_k, blank_v);
-  check_like(grad, q, "grad");
-  check_like(lse, pos, "lse");
-  TORCH_CHECK_VALUE(
-      grad.sizes() == q.sizes(), "grad must have shape ", q.sizes(), ", got ", grad.sizes());
-  TORCH_CHECK_VALUE(
-      lse.sizes() == q.sizes().slice(0, 3), "lse must have shape ", q.sizes().slice(0, 3),
-      ", got ", lse.sizes());
+  check_cluster_attention_backward(
+      grad, q, k, v, pos, clusters, m, pos_weight, pos_bias, blank_k, blank_v, out, lse);
+  check_clusters(clusters, q.size(1), m);
   const auto type = pos.scalar_type();
   const int64_t heads = q.size(2), dim = q.size(3);
   auto grad_pos_weight = at::zeros(pos_weight.sizes(), pos.options());

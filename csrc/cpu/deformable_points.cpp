@@ -7,6 +7,7 @@
 #include <torch/library.h>
 
 #include <algorithm>
+#include <array>
 #include <utility>
 #include <vector>
 
@@ -22,26 +23,14 @@ namespace {
 
 constexpr int64_t kBlock = 16;
 
-// The tensors of a call, contiguous and widened.
+// The tensors of a call, indices in range; once prepared, contiguous and widened.
 struct Arguments {
   Arguments(
       const at::Tensor& value_, const at::Tensor& pos_, const at::Tensor& table_,
       const at::Tensor& location_, const at::Tensor& weight_, const at::Tensor& power_)
       : value(value_), pos(pos_), table(table_), location(location_), weight(weight_),
         power(power_) {
-    check_float(value, "value");
-    check_widened(pos, value, "pos");
-    check_index(table, "table");
     check_range(table, -1, value.size(1) - 1, "table");
-    check_like(location, pos, "location");
-    check_like(weight, pos, "weight");
-    check_like(power, pos, "power");
-    TORCH_CHECK_VALUE(power.numel() == 1, "power must be one number, got ", power.numel());
-    const bool reads = location.numel() > 0;
-    TORCH_CHECK_VALUE(!reads || value.size(1) > 0, "value must have tokens, got ", value.sizes());
-    TORCH_CHECK_VALUE(
-        !reads || table.size(2) * table.size(3) > 0, "table must cover a canvas, got ",
-        table.sizes());
   }
 
   void prepare() {
@@ -294,12 +283,14 @@ A backward(
 at::Tensor deformable_points(
     const at::Tensor& value, const at::Tensor& pos, const at::Tensor& table,
     const at::Tensor& location, const at::Tensor& weight, const at::Tensor& power) {
+  check_deformable_points(value, pos, table, location, weight, power);
   Arguments args(value, pos, table, location, weight, power);
-  auto out = at::empty(
-      {value.size(0), location.size(1), value.size(2), value.size(3)}, pos.options());
-  if (out.numel() == 0) {
-    return out.to(value.scalar_type());
+  const std::array<int64_t, 4> sizes{
+      value.size(0), location.size(1), value.size(2), value.size(3)};
+  if (location.numel() == 0 || value.numel() == 0) {
+    return at::zeros(sizes, value.options());
   }
+  auto out = at::empty(sizes, pos.options());
   args.prepare();
   AT_DISPATCH_FLOATING_TYPES(pos.scalar_type(), "deformable_points", [&] {
     forward(Inputs<scalar_t>(args), out.mutable_data_ptr<scalar_t>());
@@ -311,13 +302,13 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> deformable_points_bac
     const at::Tensor& grad, const at::Tensor& value, const at::Tensor& pos,
     const at::Tensor& table, const at::Tensor& location, const at::Tensor& weight,
     const at::Tensor& power) {
+  check_deformable_points_backward(grad, value, pos, table, location, weight, power);
   Arguments args(value, pos, table, location, weight, power);
-  check_like(grad, value, "grad");
   auto grad_value = at::zeros(value.sizes(), pos.options());
   auto grad_location = at::zeros(location.sizes(), pos.options());
   auto grad_weight = at::zeros(weight.sizes(), pos.options());
   auto grad_power = at::zeros_like(power, at::MemoryFormat::Contiguous);
-  if (grad.numel() != 0) {
+  if (location.numel() != 0 && value.numel() != 0) {
     args.prepare();
     const at::Tensor g = widened(grad);
     AT_DISPATCH_FLOATING_TYPES(pos.scalar_type(), "deformable_points_backward", [&] {

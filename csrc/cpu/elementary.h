@@ -9,6 +9,7 @@
 #include <cmath>
 #include <cstdint>
 #include <limits>
+#include <type_traits>
 
 namespace aff_seg {
 
@@ -140,6 +141,10 @@ void raise(const A* base, int64_t count, A exponent, A* powered) {
       powered[i] = base[i] * base[i] * base[i];
     }
   } else {
+    if constexpr (std::is_same_v<A, float>) {
+      // Beyond, powers of all bases but 1 are out of range, and the argument of exp is, too.
+      exponent = std::clamp(exponent, -1e13f, 1e13f);
+    }
     positive_or_one(base, count, powered);
 #pragma omp simd
     for (int64_t i = 0; i < count; ++i) {

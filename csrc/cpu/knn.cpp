@@ -6,17 +6,16 @@
 
 #include <ATen/Dispatch.h>
 #include <ATen/ops/empty.h>
+#include <c10/util/Exception.h>
 #include <torch/library.h>
 
 #include <algorithm>
 #include <array>
 #include <cmath>
-#include <limits>
 #include <optional>
 #include <utility>
 #include <vector>
 
-#include "../checks.h"
 #include "parallel.h"
 
 namespace aff_seg {
@@ -427,15 +426,6 @@ void search(
   });
 }
 
-void check_positions(const at::Tensor& tensor, const char* name, const char* legend) {
-  TORCH_CHECK_VALUE(
-      tensor.dim() == 3 && tensor.size(2) == 2, name, " must have shape ", legend, ", got ",
-      tensor.sizes());
-  TORCH_CHECK_VALUE(
-      tensor.scalar_type() == at::kFloat || tensor.scalar_type() == at::kDouble, name,
-      " must be float32 or float64, got ", tensor.scalar_type());
-}
-
 template <typename T>
 void check_finite(const at::Tensor& tensor, const char* name) {
   const T* value = tensor.const_data_ptr<T>();
@@ -448,17 +438,8 @@ void check_finite(const at::Tensor& tensor, const char* name) {
 
 std::tuple<at::Tensor, at::Tensor> knn(
     const at::Tensor& query, const at::Tensor& database, int64_t k) {
-  check_positions(query, "query", "(B, Q, 2)");
-  check_positions(database, "database", "(B, N, 2)");
-  check_like(database, query, "database");
-  const int64_t batch = query.size(0), queries = query.size(1), count = database.size(1);
-  TORCH_CHECK_VALUE(
-      database.size(0) == batch, "database must have ", batch, " images like query, got ",
-      database.size(0));
-  TORCH_CHECK_VALUE(
-      count <= std::numeric_limits<int32_t>::max(),
-      "database must have fewer than 2^31 points, got ", count);
-  TORCH_CHECK_VALUE(1 <= k && k <= count, "k must be 1 to ", count, ", got ", k);
+  check_knn(query, database, k);
+  const int64_t batch = query.size(0), queries = query.size(1);
   // Positions shared by the whole batch are searched once.
   if (batch > 1 && query.stride(0) == 0 && database.stride(0) == 0) {
     const auto [index, distance] = knn(query.narrow(0, 0, 1), database.narrow(0, 0, 1), k);

@@ -25,7 +25,7 @@ namespace {
 // neighbourhood; all its arrays then stay in the first-level cache.
 constexpr int64_t kBlockPlaces = 256;
 
-// The tensors of a call, contiguous and widened.
+// The tensors of a call, indices in range; once prepared, contiguous and widened.
 struct Arguments {
   Arguments(
       const at::Tensor& feat_, const std::optional<at::Tensor>& score_, const at::Tensor& pos_,
@@ -35,21 +35,8 @@ struct Arguments {
       : feat(feat_), score(score_.value_or(at::Tensor())), pos(pos_), centre(centre_),
         clusters(clusters_), weight(weight_), bias(bias_), norm_weight(norm_weight_),
         norm_bias(norm_bias_), m(m_), sign(sign_), norm_eps(norm_eps_) {
-    check_float(feat, "feat");
-    check_widened(pos, feat, "pos");
-    if (score.defined()) {
-      check_like(score, pos, "score");
-    }
-    check_index(centre, "centre");
     check_range(centre, 0, feat.size(1) - 1, "centre");
-    TORCH_CHECK_VALUE(m >= 1, "m must be at least 1, got ", m);
-    check_index(clusters, "clusters");
-    check_range(clusters, 0, (feat.size(1) + m - 1) / m - 1, "clusters");
-    check_like(weight, pos, "weight");
-    check_like(bias, pos, "bias");
-    check_like(norm_weight, pos, "norm_weight");
-    check_like(norm_bias, pos, "norm_bias");
-    TORCH_CHECK_VALUE(sign == 1 || sign == -1, "sign must be 1 or -1, got ", sign);
+    check_clusters(clusters, feat.size(1), m);
   }
 
   void prepare() {
@@ -75,7 +62,7 @@ struct Inputs {
         channels(args.feat.size(2)),
         queries(args.centre.size(1)),
         nearest(args.clusters.size(2)),
-        m(args.m),
+        m(std::min(args.m, tokens)),
         num_clusters((tokens + m - 1) / m),
         members(nearest * m),
         inner(args.weight.size(0)),
@@ -396,6 +383,9 @@ at::Tensor point_conv(
     const at::Tensor& centre, const at::Tensor& clusters, int64_t m, const at::Tensor& weight,
     const at::Tensor& bias, const at::Tensor& norm_weight, const at::Tensor& norm_bias,
     double norm_eps, int64_t sign) {
+  check_point_conv(
+      feat, score, pos, centre, clusters, m, weight, bias, norm_weight, norm_bias, norm_eps,
+      sign);
   Arguments args(
       feat, score, pos, centre, clusters, m, weight, bias, norm_weight, norm_bias, norm_eps,
       sign);
@@ -417,10 +407,12 @@ point_conv_backward(
     const at::Tensor& pos, const at::Tensor& centre, const at::Tensor& clusters, int64_t m,
     const at::Tensor& weight, const at::Tensor& bias, const at::Tensor& norm_weight,
     const at::Tensor& norm_bias, double norm_eps, int64_t sign) {
+  check_point_conv_backward(
+      grad, feat, score, pos, centre, clusters, m, weight, bias, norm_weight, norm_bias,
+      norm_eps, sign);
   Arguments args(
       feat, score, pos, centre, clusters, m, weight, bias, norm_weight, norm_bias, norm_eps,
       sign);
-  check_like(grad, feat, "grad");
   auto grad_feat = at::zeros(feat.sizes(), pos.options());
   auto grad_score = score ? at::zeros(score->sizes(), pos.options())
                           : at::empty({0}, pos.options());

@@ -1,55 +1,12 @@
 // Weighted sums of rows and dot products with rows: the inner loops of the operators on points.
-//
-// They are written on vectors of the compiler's own kind (GCC and Clang map them to whatever the
-// machine has), because its vectoriser does not keep several sums in registers.
 
 #pragma once
 
 #include <cstdint>
-#include <cstring>
-#include <utility>
+
+#include "vector.h"
 
 namespace aff_seg {
-
-#if defined(__AVX512F__)
-constexpr int kVectorBytes = 64;
-#elif defined(__AVX__)
-constexpr int kVectorBytes = 32;
-#else
-constexpr int kVectorBytes = 16;
-#endif
-
-template <typename A, int Bytes>
-struct Vector {
-  typedef A Type __attribute__((vector_size(Bytes)));
-  static constexpr int64_t kLanes = Bytes / sizeof(A);
-
-  // References, not values: the registers of an argument would depend on the instruction set.
-  static void load(Type& vector, const A* from) { std::memcpy(&vector, from, Bytes); }
-  static void store(const Type& vector, A* to) { std::memcpy(to, &vector, Bytes); }
-
-  // Sum of the lanes, by halves.
-  static A total(const Type& vector) {
-    if constexpr (Bytes == 16) {
-      A sum = vector[0];
-      for (int lane = 1; lane < kLanes; ++lane) {
-        sum += vector[lane];
-      }
-      return sum;
-    } else {
-      return halves(vector, std::make_integer_sequence<int, kLanes / 2>());
-    }
-  }
-
- private:
-  template <int... lane>
-  static A halves(const Type& vector, std::integer_sequence<int, lane...>) {
-    using Half = Vector<A, Bytes / 2>;
-    const typename Half::Type low = {vector[lane]...}, high = {vector[lane + kLanes / 2]...};
-    const typename Half::Type sum = low + high;
-    return Half::total(sum);
-  }
-};
 
 // Rows that will be read soon.
 template <typename A>
@@ -67,12 +24,11 @@ template <int G, int Bytes, int Vectors, typename A>
 inline void sum_tile(
     const A* const* row, int64_t count, const A* weight, int64_t spacing, int64_t first, A* out,
     int64_t stride) {
-  using V = Vector<A, Bytes>;
-  typename V::Type sum[G][Vectors] = {};
+  constexpr int64_t kStep = kLanes<A, Bytes>;
+  Vec<A, Bytes> sum[G][Vectors] = {};
   for (int64_t n = 0; n < count; ++n) {
     for (int v = 0; v < Vectors; ++v) {
-      typename V::Type x;
-      V::load(x, row[n] + first + v * V::kLanes);
+      const auto x = load<A, Bytes>(row[n] + first + v * kStep);
       for (int g = 0; g < G; ++g) {
         sum[g][v] += weight[g * spacing + n] * x;
       }
@@ -80,7 +36,7 @@ inline void sum_tile(
   }
   for (int g = 0; g < G; ++g) {
     for (int v = 0; v < Vectors; ++v) {
-      V::store(sum[g][v], out + g * stride + first + v * V::kLanes);
+      store<A, Bytes>(out + g * stride + first + v * kStep, sum[g][v]);
     }
   }
 }
@@ -90,7 +46,7 @@ void sum_all(
     const A* const* row, int64_t count, const A* weight, int64_t spacing, int64_t channels, A* out,
     int64_t stride) {
   constexpr int kTile = G == 1 ? 4 : 2;
-  constexpr int64_t kWide = Vector<A, kVectorBytes>::kLanes, kNarrow = Vector<A, 16>::kLanes;
+  constexpr int64_t kWide = kLanes<A>, kNarrow = kLanes<A, 16>;
   int64_t c = 0;
   for (; c + kTile * kWide <= channels; c += kTile * kWide) {
     sum_tile<G, kVectorBytes, kTile>(row, count, weight, spacing, c, out, stride);
@@ -132,22 +88,20 @@ template <int G, int R, int Bytes, typename A>
 inline int64_t dot_tile(
     const A* left, int64_t stride, const A* const* row, int64_t channels, A* out,
     int64_t spacing) {
-  using V = Vector<A, Bytes>;
-  typename V::Type sum[R][G] = {};
+  constexpr int64_t kStep = kLanes<A, Bytes>;
+  Vec<A, Bytes> sum[R][G] = {};
   int64_t c = 0;
-  for (; c + V::kLanes <= channels; c += V::kLanes) {
+  for (; c + kStep <= channels; c += kStep) {
     for (int r = 0; r < R; ++r) {
-      typename V::Type x, y;
-      V::load(x, row[r] + c);
+      const auto x = load<A, Bytes>(row[r] + c);
       for (int g = 0; g < G; ++g) {
-        V::load(y, left + g * stride + c);
-        sum[r][g] += x * y;
+        sum[r][g] += x * load<A, Bytes>(left + g * stride + c);
       }
     }
   }
   for (int r = 0; r < R; ++r) {
     for (int g = 0; g < G; ++g) {
-      out[g * spacing + r] = V::total(sum[r][g]);
+      out[g * spacing + r] = lane_sum<A, Bytes>(sum[r][g]);
     }
   }
   return c;
@@ -178,7 +132,7 @@ template <int G, typename A>
 void dot_group(
     const A* left, int64_t stride, const A* const* row, int64_t count, int64_t channels, A* out,
     int64_t spacing) {
-  if (channels % Vector<A, kVectorBytes>::kLanes == 0) {
+  if (channels % kLanes<A> == 0) {
     dot_all<G, kVectorBytes>(left, stride, row, count, channels, out, spacing);
   } else {
     dot_all<G, 16>(left, stride, row, count, channels, out, spacing);

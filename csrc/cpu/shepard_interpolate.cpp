@@ -21,18 +21,6 @@ namespace {
 
 constexpr int64_t kBlock = 64;
 
-void check(
-    const at::Tensor& feat, const at::Tensor& pos, const at::Tensor& query,
-    const at::Tensor& index, const at::Tensor& power) {
-  check_float(feat, "feat");
-  check_widened(pos, feat, "pos");
-  check_like(query, pos, "query");
-  check_index(index, "index");
-  check_range(index, 0, feat.size(1) - 1, "index");
-  check_like(power, pos, "power");
-  TORCH_CHECK_VALUE(power.numel() == 1, "power must be one number, got ", power.numel());
-}
-
 template <typename A>
 struct Inputs {
   Inputs(
@@ -97,7 +85,7 @@ struct Places {
 template <typename A>
 void forward(const Inputs<A>& in, int64_t batch, A* out) {
   for_blocks(batch * in.queries, kBlock, [&](int64_t, int64_t begin, int64_t end) {
-    Places<A> places(kBlock * in.near);
+    Places<A> places((end - begin) * in.near);
     places.set(in, begin, end);
     for (int64_t i = begin; i < end; ++i) {
       const int64_t p = (i - begin) * in.near;
@@ -117,7 +105,7 @@ A backward_power(const Inputs<A>& in, int64_t batch, const A* grad, A* share) {
   const int64_t total = batch * in.queries;
   std::vector<double> partial((total + kBlock - 1) / kBlock, 0);
   for_blocks(total, kBlock, [&](int64_t block, int64_t begin, int64_t end) {
-    Places<A> places(kBlock * in.near);
+    Places<A> places((end - begin) * in.near);
     places.set(in, begin, end);
     std::copy_n(places.share.data(), (end - begin) * in.near, share + begin * in.near);
     std::vector<A> along(in.near), log((end - begin) * in.near);
@@ -181,7 +169,8 @@ void backward_feat(
 at::Tensor shepard_interpolate(
     const at::Tensor& feat, const at::Tensor& pos, const at::Tensor& query,
     const at::Tensor& index, const at::Tensor& power) {
-  check(feat, pos, query, index, power);
+  check_shepard_interpolate(feat, pos, query, index, power);
+  check_range(index, 0, feat.size(1) - 1, "index");
   auto out = at::empty({feat.size(0), index.size(1), feat.size(2)}, pos.options());
   if (out.numel() == 0) {
     return out.to(feat.scalar_type());
@@ -198,8 +187,8 @@ at::Tensor shepard_interpolate(
 std::tuple<at::Tensor, at::Tensor> shepard_interpolate_backward(
     const at::Tensor& grad, const at::Tensor& feat, const at::Tensor& pos,
     const at::Tensor& query, const at::Tensor& index, const at::Tensor& power) {
-  check(feat, pos, query, index, power);
-  check_like(grad, feat, "grad");
+  check_shepard_interpolate_backward(grad, feat, pos, query, index, power);
+  check_range(index, 0, feat.size(1) - 1, "index");
   auto grad_feat = at::zeros(feat.sizes(), pos.options());
   auto grad_power = at::zeros_like(power, at::MemoryFormat::Contiguous);
   if (grad.numel() == 0) {

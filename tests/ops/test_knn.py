@@ -1,16 +1,12 @@
 """The native neighbour search against the reference, bit for bit."""
 
-import importlib
-from importlib.util import find_spec
-
 import pytest
 import torch
+from native_op import assert_same_with_any_threads, needs_native
 
 from aff_seg.ops import reference
 
-if find_spec("aff_seg._C") is None:
-    pytest.skip("the extension aff_seg._C is not built", allow_module_level=True)
-importlib.import_module("aff_seg._C")
+pytestmark = needs_native
 
 F32, F64 = torch.float32, torch.float64
 MANY = 1 << 18
@@ -188,45 +184,21 @@ def test_empty_inputs(dtype):
         assert index.dtype == torch.int32 and distance.dtype == dtype
 
 
-def test_bits_do_not_depend_on_threads(rng):
+def test_same_bits_with_any_threads(rng):
     database = torch.stack([_points(kind, 4000, rng) for kind in ("fractions", "spots")]).float()
     query = torch.stack([_points(kind, 3000, rng) for kind in ("whole", "spots")]).float()
-    before = torch.get_num_threads()
-    try:
-        results = []
-        for threads in (1, 2, 3):
-            torch.set_num_threads(threads)
-            results.append(torch.ops.aff_seg.knn(query, database, 7))
-    finally:
-        torch.set_num_threads(before)
-    for index, distance in results[1:]:
-        assert torch.equal(index, results[0][0]) and torch.equal(distance, results[0][1])
+    assert_same_with_any_threads(lambda: torch.ops.aff_seg.knn(query, database, 7))
 
 
-def _with(value):
-    x = torch.zeros(1, 5, 2)
-    x[0, 3, 1] = value
-    return x
+@pytest.mark.parametrize("dtype", [F32, F64])
+def test_registration(dtype, rng):
+    query, database = torch.rand(2, 1, 8, 2, generator=rng, dtype=F64).to(dtype).unbind()
+    torch.library.opcheck(torch.ops.aff_seg.knn.default, (query, database, 3))
 
 
-@pytest.mark.parametrize(
-    ("query", "database", "k", "message"),
-    [
-        (_with(0), _with(0), 0, "k must be 1 to 5, got 0"),
-        (_with(0), _with(0), 6, "k must be 1 to 5, got 6"),
-        (_with(0), torch.zeros(1, 0, 2), 1, "k must be 1 to 0, got 1"),
-        (_with(0)[0], _with(0), 1, r"query must have shape \(B, Q, 2\), got \[5, 2\]"),
-        (_with(0), torch.zeros(1, 5, 3), 1, r"database must have shape \(B, N, 2\), got \[1, 5, 3"),
-        (_with(0), torch.zeros(2, 5, 2), 1, "database must have 1 images like query, got 2"),
-        (_with(0).half(), _with(0).half(), 1, "query must be float32 or float64, got Half"),
-        (_with(0).int(), _with(0).int(), 1, "query must be float32 or float64, got Int"),
-        (_with(0), _with(0).bfloat16(), 1, "database must be float32 or float64, got BFloat16"),
-        (_with(0), _with(0).double(), 1, "database must be Float, got Double"),
-        (_with(float("nan")), _with(0), 1, "query must be finite, got nan"),
-        (_with(0), _with(float("inf")), 1, "database must be finite, got inf"),
-        (_with(0).double(), _with(-float("inf")).double(), 1, "database must be finite, got -inf"),
-    ],
-)
-def test_errors_name_the_argument_and_its_value(query, database, k, message):
-    with pytest.raises(ValueError, match=message):
-        torch.ops.aff_seg.knn(query, database, k)
+def test_an_image_does_not_depend_on_its_batch(rng):
+    query, database = torch.rand(3, 300, 2, generator=rng), torch.rand(3, 700, 2, generator=rng)
+    together = torch.ops.aff_seg.knn(query, database, 5)
+    for image in (slice(i, i + 1) for i in range(3)):
+        alone = torch.ops.aff_seg.knn(query[image], database[image], 5)
+        assert all(torch.equal(a, b[image]) for a, b in zip(alone, together, strict=True))

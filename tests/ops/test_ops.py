@@ -1,4 +1,4 @@
-"""Operators against loops that follow their definition word by word."""
+"""Operators, native and reference, against loops that follow their definition word by word."""
 
 import math
 
@@ -16,6 +16,14 @@ def _positions(batch, count, size, generator):
     pixels = [torch.randperm(size * size, generator=generator)[:count] for _ in range(batch)]
     index = torch.stack(pixels)
     return torch.stack((index % size, index // size), dim=-1)
+
+
+@pytest.fixture(params=["native", "reference"], autouse=True)
+def path(request, monkeypatch):
+    """Run a test on the native operators and on the references."""
+    if request.param == "native" and not ops.NATIVE:
+        pytest.skip("the native operators are not built, or left out")
+    monkeypatch.setattr(ops, "NATIVE", request.param == "native")
 
 
 @pytest.fixture
@@ -46,40 +54,6 @@ def test_knn_takes_the_lower_index_among_equals(dtype, k, rng):
             want = sorted(range(23), key=lambda j: (d2[j], j))[:k]
             assert index[b, q].tolist() == want
             assert dist[b, q].tolist() == [d2[j] for j in want]
-
-
-def test_knn_in_chunks_and_on_shared_positions(monkeypatch, rng):
-    query, database = torch.rand(1, 40, 2, generator=rng), torch.rand(1, 30, 2, generator=rng)
-    whole = ops.knn(query, database, 5)
-    monkeypatch.setattr("aff_seg.ops.reference._CHUNK_ELEMENTS", 64)
-    for batch in (1, 3):
-        parts = ops.knn(query.expand(batch, -1, -1), database.expand(batch, -1, -1), 5)
-        assert torch.equal(parts[0], whole[0].expand(batch, -1, -1))
-        assert torch.equal(parts[1], whole[1].expand(batch, -1, -1))
-
-
-def _scattered(kind, count, rng):
-    points = torch.randint(0, 40, (count, 2), generator=rng).float()
-    if kind == "one spot":
-        points[:] = 7
-    elif kind == "line":
-        points[:, 1] = 0
-    elif kind == "outlier":
-        points[0] = 1e5
-    elif kind == "fractions":
-        points = points / 3 - 20
-    return points[None]
-
-
-@pytest.mark.parametrize("points", ["grid", "one spot", "line", "outlier", "fractions"])
-@pytest.mark.parametrize("queries", ["grid", "one spot", "outlier"])
-def test_knn_in_tiles_is_exact(points, queries, monkeypatch, rng):
-    query, database = _scattered(queries, 300, rng), _scattered(points, 120, rng)
-    want = ops.knn(query, database, 5)
-    monkeypatch.setattr("aff_seg.ops.reference._BRUTE_FORCE_PAIRS", 0)
-    monkeypatch.setattr("aff_seg.ops.reference._TILE_SIDE", 3)
-    got = ops.knn(query, database, 5)
-    assert torch.equal(got[0], want[0]) and torch.equal(got[1], want[1])
 
 
 def _attention_inputs(rng, *, count=21, heads=2, dim=4, m=4, nearest=3):
@@ -119,13 +93,6 @@ def _naive_attention(q, k, v, pos, clusters, m, weight, bias, blank_k, blank_v):
 def test_cluster_attention(count, m, nearest, rng):
     inputs = _attention_inputs(rng, count=count, m=m, nearest=nearest)
     torch.testing.assert_close(ops.cluster_attention(*inputs), _naive_attention(*inputs))
-
-
-def test_cluster_attention_in_chunks(monkeypatch, rng):
-    inputs = _attention_inputs(rng)
-    whole = ops.cluster_attention(*inputs)
-    monkeypatch.setattr("aff_seg.ops.reference._CHUNK_ELEMENTS", 500)
-    torch.testing.assert_close(ops.cluster_attention(*inputs), whole)
 
 
 def test_cluster_attention_gradients(rng):
@@ -261,17 +228,3 @@ def test_deformable_points_gradients_are_finite_on_a_token(rng):
 def test_wrong_arguments_are_named(call, message):
     with pytest.raises(ValueError, match=message):
         call(torch.zeros(1, 5, 2))
-
-
-def test_knn_of_a_thin_strip_takes_few_tiles(monkeypatch):
-    calls = []
-    brute_force = ops.reference._knn_brute_force
-    monkeypatch.setattr(
-        ops.reference,
-        "_knn_brute_force",
-        lambda *args: calls.append(args) or brute_force(*args),
-    )
-    strip = torch.stack((torch.arange(4000.0), torch.zeros(4000)), -1)[None]
-    index, _ = ops.knn(strip, strip, 3)
-    assert index[0, 7].tolist() == [7, 6, 8]
-    assert len(calls) < 600
