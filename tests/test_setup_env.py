@@ -211,6 +211,14 @@ def test_native_operators_are_built_as_last_time(recorded, setup_env, checkout, 
     assert not setup_env.Environment(str(checkout)).is_done("auto")
 
 
+def test_an_unknown_build_is_refused_and_not_remembered(setup_env, checks, checkout, monkeypatch):
+    monkeypatch.setenv("AFF_SEG_BUILD", "fast")
+    with pytest.raises(checks.SetupError, match="one of native, portable, none, got 'fast'"):
+        setup_env.Environment(str(checkout)).make("auto")
+    monkeypatch.delenv("AFF_SEG_BUILD")
+    assert setup_env.Environment(str(checkout)).build == "native"
+
+
 class Recorder:
     """Stands for the commands of an environment: answers questions, notes what would be run."""
 

@@ -37,6 +37,7 @@ SOURCE_COMMIT = "a59f05630a8f205756064244bf5beb8661f96180"
 REQUIREMENTS = ("requirements.txt", "constraints.txt", "requirements-detectron2.txt")
 STAMPED = (*REQUIREMENTS, "setup.py", "pyproject.toml")
 SOURCES = "csrc"
+BUILDS = ("native", "portable", "none")
 # Free bytes wanted: for the packages, their downloads and pip's cache; for a few small packages.
 FULL_INSTALL, SMALL_INSTALL = 10 << 30, 1 << 30
 
@@ -129,6 +130,11 @@ class Environment(Commands):
 
     def make(self, switch):
         """Bring `.venv` from any state to a complete one; ``switch`` is "auto" or "source"."""
+        if self.build not in BUILDS:
+            raise SetupError(
+                f"AFF_SEG_BUILD must be one of {', '.join(BUILDS)}, got {self.build!r}: "
+                "set it to one of these, or not at all."
+            )
         for path in (self.stamp, self.log):
             if os.path.exists(path):
                 os.remove(path)
