@@ -4,7 +4,8 @@ import sys
 
 # `python -m aff_seg.doctor` examines installations in which these imports fail.
 if "aff_seg.doctor" not in sys.orig_argv:
-    from . import backbone, head, meta_arch  # noqa: F401  registers the parts in Detectron2
+    # Registers the datasets and the parts of the model in Detectron2.
+    from . import backbone, data, head, meta_arch  # noqa: F401
     from .config import add_aff_config
 
 __all__ = ["add_aff_config"]

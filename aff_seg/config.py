@@ -13,6 +13,11 @@ def add_aff_config(cfg: CN) -> None:
     _add_head(cfg)
     _add_solver(cfg)
     _add_input(cfg)
+    _add_datasets(cfg)
+    # Keep the weights that score best on the first of DATASETS.TEST as model_best.pth: PQ, SQ, RQ,
+    # PQ_th, PQ_st, AP, AP50 or mIoU, or any task/metric of results.json, such as segm/APs.
+    # Empty: none.
+    cfg.TEST.BEST_METRIC = ""
 
 
 def _add_backbone(cfg: CN) -> None:
@@ -115,3 +120,29 @@ def _add_input(cfg: CN) -> None:
     inp.IMAGE_SIZE = 1024
     inp.MIN_SCALE = 0.1
     inp.MAX_SCALE = 2.0
+
+
+def _add_datasets(cfg: CN) -> None:
+    # Datasets of your own: a list of entries, whose names DATASETS.TRAIN and DATASETS.TEST may
+    # then hold. Classes, evaluator and MODEL.SEM_SEG_HEAD.NUM_CLASSES are derived from them.
+    #
+    #   DATASETS:
+    #     CUSTOM:
+    #       - NAME: pets_train
+    #         KIND: coco                       # coco, coco_panoptic or semantic
+    #         IMAGES: /data/pets/train         # folder of the images
+    #         ANNOTATIONS: /data/pets/train.json
+    #     TRAIN: [pets_train]
+    #
+    # KIND          ANNOTATIONS
+    # coco          JSON file of objects in COCO's form
+    # coco_panoptic JSON file in COCO's panoptic form; its PNG files lie in the folder SEGMENTS,
+    #               by default the path of the JSON file less ".json"
+    # semantic      folder of label images of one channel, named like the images; a pixel is a
+    #               class, from 0, or MODEL.SEM_SEG_HEAD.IGNORE_VALUE
+    #
+    # CLASSES, optional, is a list of names or of COCO's categories, such as
+    # {id: 7, name: cat, isthing: 1, color: [255, 0, 0]}. Without it the JSON file tells the
+    # classes; those of label images are numbered up to the highest that occurs. COLORS, optional,
+    # is a list of [red, green, blue], one for each class.
+    cfg.DATASETS.CUSTOM = []

@@ -1,5 +1,6 @@
-"""Datasets: checks before training, and mappers that feed it."""
+"""Datasets: registration, checks before training, and mappers that feed it."""
 
+from aff_seg.data import builtin  # noqa: F401  registers datasets
 from aff_seg.data.checks import check_datasets
 from aff_seg.data.mappers import MAPPERS, EvaluationMapper, build_train_mapper
 

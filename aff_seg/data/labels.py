@@ -61,19 +61,29 @@ class SemanticLabels:
         labels = _read_label_image(self.file_name, None, size)
         if labels.ndim != 2:
             raise UserError(f"{self.file_name} has {labels.shape[2]} channels; labels have one.")
-        # Detectron2 resizes uint8 and floating point arrays only.
-        self._labels = labels if labels.dtype == np.uint8 else labels.astype(np.float32)
+        if labels.dtype.kind == "f":
+            raise UserError(f"{self.file_name} holds {labels.dtype} values; labels are integers.")
+        self._labels = labels.astype(np.uint8) if labels.dtype == bool else labels
 
     def category_map(self) -> np.ndarray:
         """Class of each pixel, (H, W)."""
-        return self._labels
+        return self._labels.astype(np.float32)
 
     def targets(self, transforms: TransformList, size: tuple[int, int]) -> Targets:
         """Classes int64 (N,) and masks bool (N, h, w) after ``transforms`` to ``size``."""
-        labels = transforms.apply_segmentation(self._labels).astype(np.int64)
+        labels = _move_labels(self._labels, transforms)
         present = np.unique(labels)
         classes = torch.from_numpy(present[present != self._ignore_label])
         return classes, torch.from_numpy(labels) == classes[:, None, None]
+
+
+def _move_labels(labels: np.ndarray, transforms: TransformList) -> np.ndarray:
+    """Labels int64 (h, w) after ``transforms``, which move bytes just as they move images."""
+    if labels.dtype == np.uint8:
+        return transforms.apply_segmentation(labels).astype(np.int64)
+    parts = np.stack([labels & 255, labels >> 8], axis=2).astype(np.uint8)
+    low, high = np.moveaxis(transforms.apply_segmentation(parts).astype(np.int64), 2, 0)
+    return low + 256 * high
 
 
 class PanopticLabels:
@@ -136,10 +146,6 @@ class InstanceLabels:
         self._size = size
         self._objects = [a for a in record.pop(self.key) if not a.get("iscrowd", 0)]
 
-    def category_map(self) -> None:
-        """Objects give no class to each pixel."""
-        return None
-
     def targets(self, transforms: TransformList, size: tuple[int, int]) -> Targets:
         """Classes int64 (N,) and masks bool (N, h, w) after ``transforms`` to ``size``."""
         classes = torch.tensor([a["category_id"] for a in self._objects], dtype=torch.int64)
@@ -156,6 +162,7 @@ class InstanceLabels:
     ) -> np.ndarray:
         if isinstance(segmentation, list):
             polygons = [np.array(p, dtype=np.float64).reshape(-1, 2) for p in segmentation]
+            polygons = [p for p in polygons if len(p) > 2]
             moved = [transforms.apply_coords(p).reshape(-1) for p in polygons]
             return polygons_to_bitmask(moved, *size)
         if isinstance(segmentation, dict):

@@ -1,14 +1,18 @@
 """Training mappers: one record of a dataset becomes one input of the model.
 
-All resize, crop, recolour, flip and pad alike; they differ in the form of the ground truth
-(``aff_seg.data.labels``) and in how they crop.
+A mapper is a geometry, which moves image and labels alike, and a form of ground truth
+(``aff_seg.data.labels``); :data:`MAPPERS` has the pairs. Labels are cut into masks once, after the
+augmentations are known.
 """
 
 import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
-from detectron2.config import CfgNode, configurable
+from detectron2.config import CfgNode
 from detectron2.data import DatasetMapper
 from detectron2.data import detection_utils as utils
 from detectron2.data import transforms as T
@@ -22,72 +26,132 @@ from aff_seg.errors import UserError
 _IMAGE_PADDING = 128
 
 
+@dataclass(frozen=True)
+class Geometry:
+    """How image and labels are augmented.
+
+    Attributes:
+        augmentations: applied in this order.
+        pad_to: side in pixels to which images are padded at the right and below; not padded if
+            smaller than 1.
+        sees_categories: whether an augmentation asks for the class of each pixel.
+    """
+
+    augmentations: list[T.Augmentation | T.Transform]
+    pad_to: int
+    sees_categories: bool = False
+
+
+def resize_and_crop(cfg: CfgNode, *, by_category: bool = True) -> Geometry:
+    """Resize the short edge, crop, colour, flip, pad.
+
+    Args:
+        cfg: keys under ``INPUT``.
+        by_category: whether ``CROP.SINGLE_CATEGORY_MAX_AREA`` counts, for which labels must tell
+            the class of each pixel.
+    """
+    inp, crop = cfg.INPUT, cfg.INPUT.CROP
+    edges = (inp.MIN_SIZE_TRAIN, inp.MAX_SIZE_TRAIN, inp.MIN_SIZE_TRAIN_SAMPLING)
+    steps = [_Resize(T.ResizeShortestEdge(*edges))]
+    sees_categories = by_category and crop.ENABLED and crop.SINGLE_CATEGORY_MAX_AREA < 1
+    if sees_categories:
+        limit = (crop.SINGLE_CATEGORY_MAX_AREA, cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE)
+        steps.append(T.RandomCrop_CategoryAreaConstraint(crop.TYPE, crop.SIZE, *limit))
+    elif crop.ENABLED:
+        steps.append(T.RandomCrop(crop.TYPE, crop.SIZE))
+    return Geometry([*steps, *_colour(cfg), *_flip(cfg)], inp.SIZE_DIVISIBILITY, sees_categories)
+
+
+def large_scale_jitter(cfg: CfgNode) -> Geometry:
+    """Flip, scale to a random share of ``INPUT.IMAGE_SIZE``, crop or pad to it."""
+    inp, side = cfg.INPUT, cfg.INPUT.IMAGE_SIZE
+    scale = _Resize(T.ResizeScale(inp.MIN_SCALE, inp.MAX_SCALE, side, side))
+    # The padding is ours, which knows images from masks; Detectron2's depends on its version.
+    crop = T.FixedSizeCrop((side, side), pad=False)
+    return Geometry([*_flip(cfg), scale, crop, *_colour(cfg)], side)
+
+
+def _colour(cfg: CfgNode) -> list[T.Transform]:
+    return [ColorAugSSDTransform(img_format=cfg.INPUT.FORMAT)] if cfg.INPUT.COLOR_AUG_SSD else []
+
+
+def _flip(cfg: CfgNode) -> list[T.Augmentation]:
+    direction = cfg.INPUT.RANDOM_FLIP
+    if direction == "none":
+        return []
+    vertical = direction == "vertical"
+    return [T.RandomFlip(horizontal=not vertical, vertical=vertical)]
+
+
+class _Resize(T.Augmentation):
+    """Another augmentation that resizes, but that leaves no image without a pixel."""
+
+    def __init__(self, resize: T.Augmentation):
+        super().__init__()
+        self._resize = resize
+
+    def get_transform(self, image: np.ndarray) -> T.Transform:
+        new = self._resize.get_transform(image)
+        if isinstance(new, T.NoOpTransform):
+            return new
+        sides = (max(1, new.new_h), max(1, new.new_w))
+        return T.ResizeTransform(new.h, new.w, *sides, new.interp)
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """What makes up a mapper.
+
+    Attributes:
+        labels: the form of the ground truth.
+        geometry: built from a config.
+        drop_empty: leave out masks without a pixel, as of objects that are cropped away.
+    """
+
+    labels: type[SemanticLabels | PanopticLabels | InstanceLabels]
+    geometry: Callable[[CfgNode], Geometry]
+    drop_empty: bool = False
+
+
+MAPPERS = {
+    "mask_former_semantic": Pipeline(SemanticLabels, resize_and_crop),
+    "mask_former_panoptic": Pipeline(PanopticLabels, resize_and_crop),
+    "mask_former_instance": Pipeline(InstanceLabels, partial(resize_and_crop, by_category=False)),
+    "coco_instance_lsj": Pipeline(InstanceLabels, large_scale_jitter, drop_empty=True),
+    "coco_panoptic_lsj": Pipeline(PanopticLabels, large_scale_jitter),
+}
+
+
 class TrainMapper:
-    """The pipeline the mappers share; a subclass names the form of its ground truth."""
+    """Reads, augments and pads the image and the masks of a record.
 
-    labels_type: type[SemanticLabels | PanopticLabels | InstanceLabels]
+    Args:
+        labels: the form of the ground truth.
+        geometry: augmentations and padding.
+        drop_empty: leave out masks without a pixel.
+        image_format: "RGB" or "BGR", the order of the channels given to the model.
+        num_classes: classes of the model; a label beyond them is an error.
+        ignore_label: value of a label image for pixels without a class.
+    """
 
-    @configurable
     def __init__(
         self,
         *,
-        augmentations: list[T.Augmentation | T.Transform],
+        labels: type[SemanticLabels | PanopticLabels | InstanceLabels],
+        geometry: Geometry,
+        drop_empty: bool,
         image_format: str,
         num_classes: int,
         ignore_label: int,
-        pad_to: int,
-        crop_sees_categories: bool,
     ):
-        """
-        Args:
-            augmentations: applied in this order to image and labels.
-            image_format: "RGB" or "BGR", the order of the channels given to the model.
-            num_classes: classes of the model; a label beyond them is an error.
-            ignore_label: value of a label image for pixels without a class.
-            pad_to: side in pixels to which images are padded at the right and below; not
-                padded if smaller than 1.
-            crop_sees_categories: whether an augmentation asks for the class of each pixel.
-        """
-        self.augmentations = T.AugmentationList(augmentations)
+        self.labels_type = labels
+        self.augmentations = T.AugmentationList(geometry.augmentations)
+        self.pad_to = geometry.pad_to
+        self.sees_categories = geometry.sees_categories
+        self.drop_empty = drop_empty
         self.image_format = image_format
         self.num_classes = num_classes
         self.ignore_label = ignore_label
-        self.pad_to = pad_to
-        self.crop_sees_categories = crop_sees_categories
-
-    @classmethod
-    def from_config(cls, cfg: CfgNode) -> dict:
-        inp = cfg.INPUT
-        steps = [
-            T.ResizeShortestEdge(
-                inp.MIN_SIZE_TRAIN, inp.MAX_SIZE_TRAIN, inp.MIN_SIZE_TRAIN_SAMPLING
-            )
-        ]
-        if inp.CROP.ENABLED:
-            steps.append(cls._crop(cfg))
-        if inp.COLOR_AUG_SSD:
-            steps.append(ColorAugSSDTransform(img_format=inp.FORMAT))
-        if inp.RANDOM_FLIP != "none":
-            vertical = inp.RANDOM_FLIP == "vertical"
-            steps.append(T.RandomFlip(horizontal=not vertical, vertical=vertical))
-        return {
-            "augmentations": steps,
-            "image_format": inp.FORMAT,
-            "num_classes": cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
-            "ignore_label": cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE,
-            "pad_to": inp.SIZE_DIVISIBILITY,
-            "crop_sees_categories": inp.CROP.ENABLED and inp.CROP.SINGLE_CATEGORY_MAX_AREA < 1,
-        }
-
-    @classmethod
-    def _crop(cls, cfg: CfgNode) -> T.Augmentation:
-        crop = cfg.INPUT.CROP
-        return T.RandomCrop_CategoryAreaConstraint(
-            crop.TYPE,
-            crop.SIZE,
-            crop.SINGLE_CATEGORY_MAX_AREA,
-            cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE,
-        )
 
     def __call__(self, record: dict) -> dict:
         """Turn a record into an input of the model.
@@ -112,12 +176,15 @@ class TrainMapper:
                 "INPUT.DATASET_MAPPER_NAME that fits the dataset."
             )
         labels = self.labels_type(record, image.shape[:2], self.ignore_label)
-        categories = labels.category_map() if self.crop_sees_categories else None
+        categories = labels.category_map() if self.sees_categories else None
         aug_input = T.AugInput(image, sem_seg=categories)
         transforms = self.augmentations(aug_input)
         image = torch.from_numpy(aug_input.image.transpose(2, 0, 1).copy())
         classes, masks = labels.targets(transforms, tuple(image.shape[1:]))
         self._check_classes(classes, labels.file_name)
+        if self.drop_empty:
+            seen = masks.flatten(1).any(1)
+            classes, masks = classes[seen], masks[seen]
         record["image"] = self._pad(image, _IMAGE_PADDING)
         masks = self._pad(masks, False)
         record["instances"] = Instances(tuple(masks.shape[1:]), gt_classes=classes, gt_masks=masks)
@@ -146,32 +213,6 @@ class TrainMapper:
         return F.pad(images, (0, right, 0, below), value=value)
 
 
-class SemanticMapper(TrainMapper):
-    """For datasets with a label image of classes."""
-
-    labels_type = SemanticLabels
-
-
-class PanopticMapper(TrainMapper):
-    """For datasets in COCO's panoptic form, Cityscapes' among them."""
-
-    labels_type = PanopticLabels
-
-
-class InstanceMapper(TrainMapper):
-    """For datasets in COCO's instance form."""
-
-    labels_type = InstanceLabels
-
-    @classmethod
-    def from_config(cls, cfg: CfgNode) -> dict:
-        return {**super().from_config(cfg), "crop_sees_categories": False}
-
-    @classmethod
-    def _crop(cls, cfg: CfgNode) -> T.Augmentation:
-        return T.RandomCrop(cfg.INPUT.CROP.TYPE, cfg.INPUT.CROP.SIZE)
-
-
 class EvaluationMapper(DatasetMapper):
     """Detectron2's mapper for evaluation, which names a picture that cannot be read."""
 
@@ -179,21 +220,14 @@ class EvaluationMapper(DatasetMapper):
         """Turn a record into an input of the model.
 
         Raises:
-            UserError: the image or its label image is missing or damaged.
+            UserError: the image is missing or damaged.
         """
+        # Detectron2 would decode the label image too; evaluators read their own ground truth.
+        record = {key: value for key, value in record.items() if key != "sem_seg_file_name"}
         try:
             return super().__call__(record)
         except (OSError, SyntaxError, ValueError) as error:
-            raise UserError(
-                f"{record['file_name']} or its label image cannot be read ({error})."
-            ) from error
-
-
-MAPPERS = {
-    "mask_former_semantic": SemanticMapper,
-    "mask_former_panoptic": PanopticMapper,
-    "mask_former_instance": InstanceMapper,
-}
+            raise UserError(f"{record['file_name']} cannot be read ({error}).") from error
 
 
 def build_train_mapper(cfg: CfgNode) -> TrainMapper:
@@ -207,4 +241,12 @@ def build_train_mapper(cfg: CfgNode) -> TrainMapper:
         raise UserError(
             f"INPUT.DATASET_MAPPER_NAME is {name!r}; it must be one of {', '.join(MAPPERS)}."
         )
-    return MAPPERS[name](cfg)
+    pipeline = MAPPERS[name]
+    return TrainMapper(
+        labels=pipeline.labels,
+        geometry=pipeline.geometry(cfg),
+        drop_empty=pipeline.drop_empty,
+        image_format=cfg.INPUT.FORMAT,
+        num_classes=cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
+        ignore_label=cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE,
+    )

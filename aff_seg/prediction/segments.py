@@ -14,6 +14,8 @@ from detectron2.data import Metadata
 from detectron2.structures import Instances
 from torch import Tensor
 
+from aff_seg.data.metadata import class_attribute
+
 
 @dataclass(frozen=True)
 class Segment:
@@ -66,8 +68,7 @@ def semantic_segments(scores: Tensor, size: tuple[int, int]) -> Iterator[Segment
 
 def class_name(metadata: Metadata, category_id: int, is_thing: bool) -> str:
     """The name of a class, or ``class <index>`` where the dataset gives none."""
-    names = metadata.get("thing_classes" if is_thing else "stuff_classes", None) or ()
-    return names[category_id] if category_id < len(names) else f"class {category_id}"
+    return class_attribute(metadata, "classes", category_id, is_thing) or f"class {category_id}"
 
 
 def segments_to_json(

@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 from detectron2.data import Metadata
 
+from aff_seg.data.metadata import class_attribute
 from aff_seg.prediction.segments import (
     Segment,
     class_name,
@@ -66,9 +67,9 @@ def draw_segments(image: np.ndarray, result: dict[str, Any], metadata: Metadata)
 
 def class_colour(metadata: Metadata, category_id: int, is_thing: bool) -> tuple[int, int, int]:
     """The dataset's RGB colour of a class, or one of our own where it has none."""
-    colours = metadata.get("thing_colors" if is_thing else "stuff_colors", None) or ()
-    if category_id < len(colours):
-        return tuple(colours[category_id])
+    colour = class_attribute(metadata, "colors", category_id, is_thing)
+    if colour is not None:
+        return tuple(colour)
     # Golden ratio steps around the circle of hues keep neighbours far apart.
     hue = category_id * 0.618034 % 1
     value = (1.0, 0.8, 0.6)[category_id % 3]
