@@ -11,9 +11,8 @@ from aff_seg import add_aff_config
 CONFIGS = Path(__file__).parents[1] / "configs"
 VARIANTS = ("mini", "mini_1_5th", "tiny", "tiny_1_5th", "small", "small_1_5th", "base")
 DATASETS = ("ade20k", "coco", "cityscapes")
-TASKS = [
-    f"{dataset}/{task}" for dataset in DATASETS for task in ("semantic", "instance", "panoptic")
-]
+BEST_METRIC = {"semantic": "mIoU", "instance": "AP", "panoptic": "PQ"}
+TASKS = [f"{dataset}/{task}" for dataset in DATASETS for task in BEST_METRIC]
 
 COMMON = {
     "SEED": 0,
