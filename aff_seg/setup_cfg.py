@@ -13,6 +13,7 @@ from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY, SEM_SEG_HEADS_REGISTRY
 
 from aff_seg.config import add_aff_config
+from aff_seg.data import register_custom
 from aff_seg.errors import UserError
 from aff_seg.head import TRANSFORMER_DECODER_REGISTRY
 
@@ -31,6 +32,7 @@ def load_cfg(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
     """Detectron2's defaults, this project's, a config file and overrides, in this order.
 
     ``MODEL.DEVICE`` becomes ``cpu`` where no GPU is visible; :func:`announce_device` says so.
+    Datasets of ``DATASETS.CUSTOM`` are registered.
 
     Args:
         config_file: path of a yaml file; its ``_BASE_`` files are merged first.
@@ -41,13 +43,15 @@ def load_cfg(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
 
     Raises:
         UserError: a file is missing or no yaml mapping, a key does not exist, or a value has
-            the wrong type, is too small, or names a part that is not registered.
+            the wrong type, is too small, or names a part that is not registered, or a dataset
+            of ``DATASETS.CUSTOM`` is wrong.
     """
     cfg = get_cfg()
     add_aff_config(cfg)
     _merge_file(cfg, config_file)
     _merge_opts(cfg, list(opts))
     _check_values(cfg)
+    register_custom(cfg)
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
         cfg.MODEL.DEVICE = "cpu"
     return cfg

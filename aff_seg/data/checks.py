@@ -71,24 +71,25 @@ def _check_files(name: str, metadata: Metadata) -> None:
         if path is None or (key == "json_file" and metadata.get("panoptic_json") is not None):
             continue
         if not PathManager.exists(path):
-            raise UserError(f"Dataset {name}: {path} is missing; {_remedy(name)}.")
+            raise UserError(f"Dataset {name}: {path} is missing; {remedy(name)}.")
     if metadata.get("evaluator_type") == "sem_seg":
         _check_pairs(name, metadata)
     try:
         records = DatasetCatalog.get(name)
+    except UserError as error:
+        raise UserError(f"Dataset {name}: {error}") from error
     # Detectron2's loaders assert what they find; broken JSON and foreign ids end here too.
     except (AssertionError, OSError, KeyError, ValueError) as error:
         raise UserError(
-            f"Dataset {name} cannot be read ({type(error).__name__}: {error}); {_remedy(name)}."
+            f"Dataset {name} cannot be read ({type(error).__name__}: {error}); {remedy(name)}."
         ) from error
     if not records:
-        raise UserError(f"Dataset {name} has no images; {_remedy(name)}.")
+        raise UserError(f"Dataset {name} has no images; {remedy(name)}.")
     for record in records:
         for key in _FILE_KEYS:
             if key in record and not PathManager.isfile(record[key]):
                 raise UserError(
-                    f"Dataset {name}: {record[key]} ({key} of a record) is missing; "
-                    f"{_remedy(name)}."
+                    f"Dataset {name}: {record[key]} ({key} of a record) is missing; {remedy(name)}."
                 )
 
 
@@ -102,11 +103,12 @@ def _check_pairs(name: str, metadata: Metadata) -> None:
         if os.path.splitext(file)[0] not in labelled:
             raise UserError(
                 f"Dataset {name}: image {os.path.join(image_root, file)} has no label image in "
-                f"{label_root}; {_remedy(name)}."
+                f"{label_root}; {remedy(name)}."
             )
 
 
-def _remedy(name: str) -> str:
+def remedy(name: str) -> str:
+    """How to mend a dataset: a command, or what to look at."""
     for beginning, (layout, folder) in _LAYOUTS.items():
         if name.startswith(beginning):
             root = Path(os.getenv("DETECTRON2_DATASETS", "datasets"))

@@ -34,14 +34,26 @@ def read_picture(path: str, image_format: str | None) -> np.ndarray:
         raise UserError(f"{path} cannot be read as an image ({error}).") from error
 
 
-def _read_label_image(path: str, image_format: str | None, size: tuple[int, int]) -> np.ndarray:
-    labels = read_picture(path, image_format)
+def read_label_image(path: str) -> np.ndarray:
+    """Read a label image: the class of each pixel, integers (H, W).
+
+    Raises:
+        UserError: the file is missing, no image, or has several channels or fractions.
+    """
+    labels = read_picture(path, None)
+    if labels.ndim != 2:
+        raise UserError(f"{path} has {labels.shape[2]} channels; label images have one.")
+    if labels.dtype.kind == "f":
+        raise UserError(f"{path} holds {labels.dtype} values; labels are whole numbers.")
+    return labels.astype(np.uint8) if labels.dtype == bool else labels
+
+
+def _check_size(path: str, labels: np.ndarray, size: tuple[int, int]) -> None:
     if labels.shape[:2] != size:
         raise UserError(
             f"{path} is {labels.shape[1]} x {labels.shape[0]} pixels, but its image is "
             f"{size[1]} x {size[0]}; they must be of one size."
         )
-    return labels
 
 
 class SemanticLabels:
@@ -58,12 +70,8 @@ class SemanticLabels:
         """
         self.file_name = record.pop(self.key)
         self._ignore_label = ignore_label
-        labels = _read_label_image(self.file_name, None, size)
-        if labels.ndim != 2:
-            raise UserError(f"{self.file_name} has {labels.shape[2]} channels; labels have one.")
-        if labels.dtype.kind == "f":
-            raise UserError(f"{self.file_name} holds {labels.dtype} values; labels are integers.")
-        self._labels = labels.astype(np.uint8) if labels.dtype == bool else labels
+        self._labels = read_label_image(self.file_name)
+        _check_size(self.file_name, self._labels, size)
 
     def category_map(self) -> np.ndarray:
         """Class of each pixel, (H, W)."""
@@ -105,7 +113,8 @@ class PanopticLabels:
         self.file_name = record.pop(self.key)
         self._segments = record.pop("segments_info")
         self._ignore_label = ignore_label
-        self._colours = _read_label_image(self.file_name, "RGB", size)
+        self._colours = read_picture(self.file_name, "RGB")
+        _check_size(self.file_name, self._colours, size)
 
     def category_map(self) -> np.ndarray:
         """Class of each pixel, (H, W)."""

@@ -1,40 +1,55 @@
 """Which evaluators a dataset needs, from a table keyed by its ``evaluator_type``."""
 
+import os
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
-from detectron2.evaluation import (
-    COCOEvaluator,
-    DatasetEvaluator,
-    DatasetEvaluators,
-    SemSegEvaluator,
-)
+from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators
 from detectron2.utils import comm
 
+from aff_seg.data.checks import remedy
 from aff_seg.errors import UserError
 from aff_seg.evaluation import cityscapes
+from aff_seg.evaluation.instance import InstanceEvaluator
 from aff_seg.evaluation.panoptic import PanopticEvaluator
+from aff_seg.evaluation.report import COLUMNS
+from aff_seg.evaluation.semantic import SemanticEvaluator
 
-# The output of the model that an evaluator reads, and how to build the evaluator from
-# (dataset name, output folder).
-Entry = tuple[str, Callable[[str, str], DatasetEvaluator]]
 
-SEMANTIC: Entry = ("SEMANTIC_ON", lambda name, folder: SemSegEvaluator(name, output_dir=folder))
-COCO: Entry = ("INSTANCE_ON", lambda name, folder: COCOEvaluator(name, output_dir=folder))
-PANOPTIC: Entry = ("PANOPTIC_ON", PanopticEvaluator)
-CITYSCAPES_SEMANTIC: Entry = (
-    "SEMANTIC_ON",
-    lambda name, folder: cityscapes.SemanticEvaluator(name),
+@dataclass(frozen=True)
+class Entry:
+    """A kind of evaluator.
+
+    Attributes:
+        output: flag of ``MASK_FORMER.TEST`` that turns on what it reads.
+        task: its key in the results.
+        build: from (dataset name, output folder).
+        needs: key of the dataset's metadata without which it cannot score.
+    """
+
+    output: str
+    task: str
+    build: Callable[[str, str], DatasetEvaluator]
+    needs: str | None = None
+
+
+SEMANTIC = Entry("SEMANTIC_ON", "sem_seg", SemanticEvaluator)
+INSTANCE = Entry("INSTANCE_ON", "segm", InstanceEvaluator, needs="json_file")
+PANOPTIC = Entry("PANOPTIC_ON", "panoptic_seg", PanopticEvaluator)
+CITYSCAPES_SEMANTIC = Entry(
+    "SEMANTIC_ON", "sem_seg", lambda name, folder: cityscapes.SemanticEvaluator(name)
 )
-CITYSCAPES_INSTANCE: Entry = (
-    "INSTANCE_ON",
-    lambda name, folder: cityscapes.InstanceEvaluator(name),
+CITYSCAPES_INSTANCE = Entry(
+    "INSTANCE_ON", "segm", lambda name, folder: cityscapes.InstanceEvaluator(name)
 )
 
 EVALUATORS: dict[str, tuple[Entry, ...]] = {
     "sem_seg": (SEMANTIC,),
-    "coco": (COCO,),
+    "coco": (INSTANCE,),
+    "coco_panoptic_seg": (PANOPTIC, INSTANCE, SEMANTIC),
+    "ade20k_panoptic_seg": (PANOPTIC, INSTANCE, SEMANTIC),
     "cityscapes_sem_seg": (CITYSCAPES_SEMANTIC,),
     "cityscapes_instance": (CITYSCAPES_INSTANCE,),
     "cityscapes_panoptic_seg": (PANOPTIC, CITYSCAPES_INSTANCE, CITYSCAPES_SEMANTIC),
@@ -45,10 +60,29 @@ def check_evaluators(cfg: CfgNode) -> None:
     """Make sure before any work that every dataset of ``DATASETS.TEST`` can be scored.
 
     Raises:
-        UserError: as :func:`build_evaluator`.
+        UserError: as :func:`build_evaluator`; or ``TEST.BEST_METRIC`` is not among the scores of
+            the first dataset, or a file is missing that only its evaluation reads.
     """
+    tasks = {}
     for name in cfg.DATASETS.TEST:
-        _entries(cfg, name)
+        for entry in _entries(cfg, name):
+            tasks.setdefault(name, set()).add(entry.task)
+            path = MetadataCatalog.get(name).get(entry.needs) if entry.needs else None
+            if path is not None and not os.path.isfile(path):
+                raise UserError(
+                    f"Dataset {name}: {path} is missing, which its evaluation reads; "
+                    f"{remedy(name)}."
+                )
+    if cfg.TEST.BEST_METRIC and tasks:
+        _check_best_metric(cfg.TEST.BEST_METRIC, *next(iter(tasks.items())))
+
+
+def _check_best_metric(metric: str, dataset_name: str, tasks: set[str]) -> None:
+    names = [column for column, task, _ in COLUMNS if task in tasks]
+    if metric not in names and metric.split("/")[0] not in tasks:
+        raise UserError(
+            f"TEST.BEST_METRIC is {metric!r}, but {dataset_name} is scored by {', '.join(names)}."
+        )
 
 
 def build_evaluator(cfg: CfgNode, dataset_name: str, output_folder: str) -> DatasetEvaluators:
@@ -64,12 +98,13 @@ def build_evaluator(cfg: CfgNode, dataset_name: str, output_folder: str) -> Data
             are on, or it cannot run on several machines.
     """
     return DatasetEvaluators(
-        [build(dataset_name, output_folder) for _, build in _entries(cfg, dataset_name)]
+        [entry.build(dataset_name, output_folder) for entry in _entries(cfg, dataset_name)]
     )
 
 
 def _entries(cfg: CfgNode, dataset_name: str) -> list[Entry]:
-    kind = MetadataCatalog.get(dataset_name).get("evaluator_type")
+    metadata = MetadataCatalog.get(dataset_name)
+    kind = metadata.get("evaluator_type")
     if kind not in EVALUATORS:
         raise UserError(
             f"Dataset {dataset_name} has evaluator_type {kind!r}; "
@@ -78,9 +113,10 @@ def _entries(cfg: CfgNode, dataset_name: str) -> list[Entry]:
     if kind.startswith("cityscapes") and comm.get_local_size() != comm.get_world_size():
         raise UserError(f"Dataset {dataset_name} can be evaluated on one machine only.")
     flags = cfg.MODEL.MASK_FORMER.TEST
-    entries = [entry for entry in EVALUATORS[kind] if flags[entry[0]]]
+    possible = [e for e in EVALUATORS[kind] if e.needs is None or metadata.get(e.needs)]
+    entries = [entry for entry in possible if flags[entry.output]]
     if not entries:
-        wanted = " or ".join(on for on, _ in EVALUATORS[kind])
+        wanted = " or ".join(entry.output for entry in possible)
         raise UserError(
             f"Dataset {dataset_name} needs MODEL.MASK_FORMER.TEST.{wanted} to be evaluated."
         )

@@ -8,8 +8,12 @@ import os
 import re
 from collections import OrderedDict
 from collections.abc import Iterator
+from types import ModuleType
+from typing import Any
 
 import cityscapesscripts.evaluation.evalInstanceLevelSemanticLabeling as scripts
+import cityscapesscripts.evaluation.evalPixelLevelSemanticLabeling as pixel_scripts
+import numpy as np
 from detectron2.evaluation import CityscapesInstanceEvaluator, CityscapesSemSegEvaluator
 from detectron2.utils import comm
 
@@ -44,6 +48,21 @@ class ScriptOutput(io.StringIO):
         lines = COLOUR.sub("", self.getvalue()).splitlines()
         kept = [line.rstrip() for line in lines if "\b" not in line and line.strip()]
         return "\n".join(kept)
+
+
+class NumpyWithIn1d:
+    """numpy with the function that the scripts call and that numpy 2.4 took away."""
+
+    in1d = staticmethod(np.isin)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(np, name)
+
+
+def _mend(script: ModuleType) -> None:
+    """Let a script run with new versions of numpy."""
+    if not hasattr(np, "in1d"):
+        script.np = NumpyWithIn1d()
 
 
 @contextlib.contextmanager
@@ -84,6 +103,7 @@ class InstanceEvaluator(CityscapesInstanceEvaluator):
         return OrderedDict(segm=scores)
 
     def _averages(self) -> dict:
+        _mend(scripts)
         args = scripts.args
         args.predictionPath = os.path.abspath(self._temp_dir)
         args.predictionWalk = None
@@ -113,5 +133,28 @@ class SemanticEvaluator(CityscapesSemSegEvaluator):
         Raises:
             UserError: the scripts report an error.
         """
+        comm.synchronize()
+        if not comm.is_main_process():
+            return None
         with _output_to_log("Cityscapes classes"):
-            return super().evaluate()
+            results = self._results()
+        self._working_dir.cleanup()
+        scores = {
+            "IoU": 100 * results["averageScoreClasses"],
+            "iIoU": 100 * results["averageScoreInstClasses"],
+            "IoU_sup": 100 * results["averageScoreCategories"],
+            "iIoU_sup": 100 * results["averageScoreInstCategories"],
+        }
+        return OrderedDict(sem_seg=scores)
+
+    def _results(self) -> dict:
+        _mend(pixel_scripts)
+        args = pixel_scripts.args
+        args.predictionPath = os.path.abspath(self._temp_dir)
+        args.predictionWalk = None
+        args.JSONOutput = False
+        args.colorized = False
+        pattern = os.path.join(self._metadata.gt_dir, "*", "*_gtFine_labelIds.png")
+        truth = sorted(glob.glob(pattern))
+        predictions = [pixel_scripts.getPrediction(args, image) for image in truth]
+        return pixel_scripts.evaluateImgLists(predictions, truth, args)

@@ -20,12 +20,14 @@ from aff_seg.errors import UserError
 from aff_seg.evaluation import (
     build_evaluator,
     check_evaluators,
+    cityscapes,
     format_table,
     save_results,
     summarize,
 )
-from aff_seg.evaluation.cityscapes import InstanceEvaluator, SemanticEvaluator
+from aff_seg.evaluation.instance import InstanceEvaluator
 from aff_seg.evaluation.progress import Progress
+from aff_seg.evaluation.semantic import SemanticEvaluator
 
 SIZE = (64, 128)
 # Cityscapes label id, train id, whether a thing.
@@ -183,7 +185,7 @@ def test_cityscapes_tables_go_to_the_log_and_no_file_is_left(
 
 
 @pytest.mark.parametrize("dataset", ["with_things"], indirect=True)
-@pytest.mark.parametrize("evaluator", [InstanceEvaluator, SemanticEvaluator])
+@pytest.mark.parametrize("evaluator", [cityscapes.InstanceEvaluator, cityscapes.SemanticEvaluator])
 def test_error_of_the_cityscapes_scripts_is_a_user_error(dataset, evaluator):
     evaluator = evaluator(dataset.name)
     evaluator.reset()
@@ -200,10 +202,10 @@ def test_progress_tells_the_time_left(caplog):
 
 
 KINDS = {
-    "InstanceEvaluator": ("cityscapes_instance", {"semantic": False, "panoptic": False}),
-    "SemanticEvaluator": ("cityscapes_sem_seg", {"instance": False, "panoptic": False}),
-    "COCOEvaluator": ("coco", {"semantic": False, "panoptic": False}),
-    "SemSegEvaluator": ("sem_seg", {"instance": False, "panoptic": False}),
+    "cityscapes_instance": (cityscapes.InstanceEvaluator, {"semantic": False, "panoptic": False}),
+    "cityscapes_sem_seg": (cityscapes.SemanticEvaluator, {"instance": False, "panoptic": False}),
+    "coco": (InstanceEvaluator, {"semantic": False, "panoptic": False}),
+    "sem_seg": (SemanticEvaluator, {"instance": False, "panoptic": False}),
 }
 
 
@@ -221,12 +223,12 @@ def toy(tmp_path):
     MetadataCatalog.remove(name)
 
 
-@pytest.mark.parametrize("expected", KINDS)
-def test_evaluator_follows_the_type_of_the_dataset(toy, tmp_path, expected):
-    kind, flags = KINDS[expected]
+@pytest.mark.parametrize("kind", KINDS)
+def test_evaluator_follows_the_type_of_the_dataset(toy, tmp_path, kind):
+    expected, flags = KINDS[kind]
     MetadataCatalog.get(toy).evaluator_type = kind
     evaluator = build_evaluator(config(**flags), toy, str(tmp_path))
-    assert [type(part).__name__ for part in evaluator._evaluators] == [expected]
+    assert [type(part) for part in evaluator._evaluators] == [expected]
 
 
 def test_flags_choose_among_the_evaluators_of_a_panoptic_dataset(tmp_path):

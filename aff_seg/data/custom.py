@@ -1,0 +1,235 @@
+"""Datasets of the user's own, registered from ``DATASETS.CUSTOM`` of a config."""
+
+import difflib
+import logging
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
+from aff_seg.data.labels import read_label_image
+from aff_seg.data.loaders import (
+    Records,
+    list_images,
+    load_instances,
+    load_panoptic,
+    load_semantic,
+    read_json,
+)
+from aff_seg.data.metadata import instance_metadata, panoptic_metadata, semantic_metadata
+from aff_seg.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+_REQUIRED = ("NAME", "KIND", "IMAGES", "ANNOTATIONS")
+_KEYS = (*_REQUIRED, "SEGMENTS", "INSTANCES", "CLASSES", "COLORS")
+
+# Entries registered so far in this process, by name.
+_registered: dict[str, dict] = {}
+
+
+def register_custom(cfg: CfgNode) -> None:
+    """Register the entries of ``DATASETS.CUSTOM`` that the config trains or tests on.
+
+    ``CLASSES`` of the entries in ``cfg`` become full lists of categories, so that a saved config
+    needs no annotation files, and ``MODEL.SEM_SEG_HEAD.NUM_CLASSES`` is set to their number.
+
+    Args:
+        cfg: with the keys of this project; changed in place.
+
+    Raises:
+        UserError: an entry is wrong, or its classes cannot be read.
+    """
+    used = (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)
+    entries = [_checked(entry, place) for place, entry in enumerate(cfg.DATASETS.CUSTOM)]
+    names = [entry["NAME"] for entry in entries]
+    for name in names:
+        if names.count(name) > 1:
+            raise UserError(f"DATASETS.CUSTOM has two entries with NAME {name}; rename one.")
+    chosen = {entry["NAME"]: entry for entry in entries if entry["NAME"] in used}
+    _complete_semantic(list(chosen.values()), cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE)
+    for entry in chosen.values():
+        entry["CLASSES"] = _categories(entry)
+        entry.pop("COLORS", None)
+        _register(entry, cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE)
+    cfg.DATASETS.CUSTOM = entries
+    if used and used[0] in chosen:
+        cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = len(chosen[used[0]]["CLASSES"])
+
+
+def _checked(entry: dict, place: int) -> dict:
+    """A copy of an entry with known keys only and all that it needs."""
+    where = f"DATASETS.CUSTOM[{place}]"
+    if not isinstance(entry, dict):
+        raise UserError(f"{where} is {entry!r}; it must hold {', '.join(_REQUIRED)}.")
+    for key in entry:
+        if key not in _KEYS:
+            close = difflib.get_close_matches(str(key), _KEYS, n=1)
+            hint = f"did you mean {close[0]}?" if close else f"known are {', '.join(_KEYS)}."
+            raise UserError(f"{where} has the unknown key {key}; {hint}")
+    for key in _REQUIRED:
+        if not isinstance(entry.get(key), str) or not entry[key]:
+            raise UserError(f"{where}.{key} is {entry.get(key)!r}; it must be a text.")
+    if entry["KIND"] not in KINDS:
+        raise UserError(f"{where}.KIND is {entry['KIND']!r}; it must be one of {', '.join(KINDS)}.")
+    name = entry["NAME"]
+    if name in DatasetCatalog and name not in _registered:
+        raise UserError(f"{where}.NAME is {name}, a dataset that is there already; rename it.")
+    return dict(entry)
+
+
+# Classes
+
+
+def _categories(entry: dict) -> list[dict]:
+    """The classes of an entry in the order in which the model counts them."""
+    given = entry.get("CLASSES")
+    if given and all(isinstance(c, dict) for c in given):
+        categories = [_category(c, f"CLASSES of {entry['NAME']}") for c in given]
+    elif entry["KIND"] == "semantic":
+        categories = [{"id": i, "name": str(name)} for i, name in enumerate(given)]
+    else:
+        path = entry["ANNOTATIONS"]
+        found = read_json(path, "categories")["categories"]
+        categories = sorted((_category(c, path) for c in found), key=lambda c: c["id"])
+        _rename(categories, given, entry)
+    if not categories:
+        raise UserError(f"Dataset {entry['NAME']} has no classes; {_ADD_CLASSES}.")
+    ids = [c["id"] for c in categories]
+    if len(set(ids)) < len(ids):
+        raise UserError(f"Dataset {entry['NAME']} has two categories of one id; correct them.")
+    if entry["KIND"] == "coco_panoptic" and any("isthing" not in c for c in categories):
+        raise UserError(f"{entry['ANNOTATIONS']} does not say of each category whether it isthing.")
+    _colour(categories, entry)
+    return categories
+
+
+_ADD_CLASSES = "list its categories, or set CLASSES in its entry of DATASETS.CUSTOM"
+
+
+def _category(category: dict, where: str) -> dict:
+    if not isinstance(category.get("id"), int) or "name" not in category:
+        raise UserError(f"{where}: the category {category!r:.80} lacks an id or a name.")
+    return {key: category[key] for key in ("id", "name", "isthing", "color") if key in category}
+
+
+def _rename(categories: list[dict], names: Sequence[str] | None, entry: dict) -> None:
+    if not names:
+        return
+    if len(names) != len(categories):
+        raise UserError(
+            f"Dataset {entry['NAME']} has {len(categories)} categories, but CLASSES names "
+            f"{len(names)}; name each of {entry['ANNOTATIONS']} in the order of their ids."
+        )
+    for category, name in zip(categories, names, strict=True):
+        category["name"] = str(name)
+
+
+def _colour(categories: list[dict], entry: dict) -> None:
+    colours = entry.get("COLORS")
+    if not colours:
+        return
+    if len(colours) != len(categories) or any(len(colour) != 3 for colour in colours):
+        raise UserError(
+            f"COLORS of dataset {entry['NAME']} must hold [red, green, blue] for each of its "
+            f"{len(categories)} classes."
+        )
+    for category, colour in zip(categories, colours, strict=True):
+        category["color"] = list(colour)
+
+
+def _complete_semantic(entries: Sequence[dict], ignore_label: int) -> None:
+    """Give CLASSES to the entries of label images that have none.
+
+    They take those of the first that has some; else classes are numbered up to the highest label
+    of all.
+    """
+    semantic = [entry for entry in entries if entry["KIND"] == "semantic"]
+    bare = [entry for entry in semantic if not entry.get("CLASSES")]
+    if not bare:
+        return
+    classes = next((e["CLASSES"] for e in semantic if e.get("CLASSES")), None)
+    if classes is None:
+        highest = max(_highest_label(entry["ANNOTATIONS"], ignore_label) for entry in bare)
+        classes = [f"class {i}" for i in range(highest + 1)]
+        logger.info("The label images hold %d classes.", len(classes))
+    for entry in bare:
+        entry["CLASSES"] = classes
+
+
+def _highest_label(folder: str, ignore_label: int) -> int:
+    paths = list_images(folder).values()
+    logger.info("Reading %d label images of %s to count the classes ...", len(paths), folder)
+
+    def highest(path: str) -> int:
+        labels = read_label_image(path)
+        return int(labels.max(where=labels != ignore_label, initial=0))
+
+    with ThreadPoolExecutor() as pool:
+        return max(pool.map(highest, paths))
+
+
+# Registration
+
+
+def _register(entry: dict, ignore_label: int) -> None:
+    name = entry["NAME"]
+    if name in _registered:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
+    load, metadata = KINDS[entry["KIND"]](entry)
+    DatasetCatalog.register(name, load)
+    MetadataCatalog.get(name).set(image_root=entry["IMAGES"], ignore_label=ignore_label, **metadata)
+    _registered[name] = entry
+
+
+def _coco(entry: dict) -> "Registration":
+    metadata = instance_metadata(entry["CLASSES"], _colours(entry))
+    things = metadata["thing_dataset_id_to_contiguous_id"]
+    path = entry["ANNOTATIONS"]
+    metadata |= {"evaluator_type": "coco", "json_file": path}
+    return partial(load_instances, path, entry["IMAGES"], things), metadata
+
+
+def _coco_panoptic(entry: dict) -> "Registration":
+    metadata = panoptic_metadata(entry["CLASSES"], _colours(entry))
+    path = entry["ANNOTATIONS"]
+    segments = entry.get("SEGMENTS") or path.removesuffix(".json")
+    load = partial(
+        load_panoptic,
+        path,
+        entry["IMAGES"],
+        segments,
+        things=metadata["thing_dataset_id_to_contiguous_id"],
+        classes=metadata["stuff_dataset_id_to_contiguous_id"],
+    )
+    metadata |= {
+        "evaluator_type": "coco_panoptic_seg",
+        "panoptic_json": path,
+        "panoptic_root": segments,
+    }
+    if "INSTANCES" in entry:
+        metadata["json_file"] = entry["INSTANCES"]
+    return load, metadata
+
+
+def _semantic(entry: dict) -> "Registration":
+    metadata = semantic_metadata(entry["CLASSES"], _colours(entry))
+    labels = entry["ANNOTATIONS"]
+    metadata |= {"evaluator_type": "sem_seg", "sem_seg_root": labels}
+    return partial(load_semantic, entry["IMAGES"], labels), metadata
+
+
+def _colours(entry: dict) -> list | None:
+    colours = [category.get("color") for category in entry["CLASSES"]]
+    return None if None in colours else colours
+
+
+Registration = tuple[Callable[[], Records], dict]
+KINDS: dict[str, Callable[[dict], Registration]] = {
+    "coco": _coco,
+    "coco_panoptic": _coco_panoptic,
+    "semantic": _semantic,
+}
