@@ -1,14 +1,19 @@
-"""Hooks that show how a training run goes."""
+"""Hooks that show how a training run goes, and keep its best weights."""
 
 import datetime
+import json
 import logging
+import math
 import os
 import time
 
 import torch
 from detectron2.engine import HookBase
+from torch import nn
 
+from aff_seg.engine.checkpoint_file import atomic_open
 from aff_seg.engine.curves import plot_curves
+from aff_seg.evaluation.report import metric_of
 
 logger = logging.getLogger(__name__)
 
@@ -61,3 +66,64 @@ class CurvePlotter(HookBase):
     def after_train(self) -> None:
         if plot_curves(self._metrics, self._picture):
             logger.info("Curves: %s", self._picture)
+
+
+class BestKeeper(HookBase):
+    """Keep the weights that score best, as ``model_best.pth``, with the score in a JSON file.
+
+    Comes after the hook that evaluates. The file holds weights alone and is never resumed from;
+    a resumed run goes on with the best score that was noted before its checkpoint.
+
+    Args:
+        model: whose weights are kept.
+        output_dir: where both files go.
+        metric: see ``TEST.BEST_METRIC``; higher is better.
+    """
+
+    WEIGHTS, NOTE = "model_best.pth", "model_best.json"
+
+    def __init__(self, model: nn.Module, output_dir: str, metric: str) -> None:
+        self._model = model
+        self._folder = output_dir
+        self._metric = metric
+        self._best = -math.inf
+        self._seen = None
+
+    def before_train(self) -> None:
+        path = os.path.join(self._folder, self.NOTE)
+        if self.trainer.start_iter > 0 and os.path.isfile(path):
+            with open(path, encoding="utf-8") as file:
+                note = json.load(file)
+            if note["metric"] == self._metric and note["iteration"] <= self.trainer.start_iter:
+                self._best = note["value"]
+
+    def after_step(self) -> None:
+        self._keep_if_best()
+
+    def after_train(self) -> None:
+        self._keep_if_best()
+
+    def _keep_if_best(self) -> None:
+        if not self.trainer.last_results:
+            return
+        dataset, tasks = next(iter(self.trainer.last_results.items()))
+        if tasks is self._seen:
+            return
+        self._seen = tasks
+        value = metric_of(tasks, self._metric)
+        if value is None:
+            logger.warning("%s has no %s: no best weights are kept.", dataset, self._metric)
+        elif value > self._best:
+            self._best = float(value)
+            self._save(dataset)
+
+    def _save(self, dataset: str) -> None:
+        iteration = min(self.trainer.iter + 1, self.trainer.max_iter)
+        with atomic_open(os.path.join(self._folder, self.WEIGHTS)) as file:
+            torch.save({"model": self._model.state_dict()}, file)
+        note = {"metric": self._metric, "value": self._best, "iteration": iteration}
+        with atomic_open(os.path.join(self._folder, self.NOTE)) as file:
+            file.write(json.dumps({**note, "dataset": dataset}).encode())
+        logger.info(
+            "Best %s so far: %.2f after %d iterations.", self._metric, self._best, iteration
+        )

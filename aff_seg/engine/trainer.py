@@ -25,7 +25,7 @@ from torch import nn
 from aff_seg.data import EvaluationMapper, build_train_mapper
 from aff_seg.engine import solver
 from aff_seg.engine.checkpoint import Checkpointer
-from aff_seg.engine.hooks import CurvePlotter, ProgressPrinter
+from aff_seg.engine.hooks import BestKeeper, CurvePlotter, ProgressPrinter
 from aff_seg.errors import UserError
 from aff_seg.evaluation import Results, build_evaluator
 
@@ -59,6 +59,7 @@ class Trainer(DefaultTrainer):
         self.start_iter = 0
         self.max_iter = cfg.SOLVER.MAX_ITER
         self.cfg = cfg
+        self._last_eval_results = {}
         self.register_hooks(self.build_hooks())
         logging.getLogger("detectron2.engine.train_loop").addFilter(_has_no_user_error)
 
@@ -68,6 +69,9 @@ class Trainer(DefaultTrainer):
             built.pop()  # Detectron2's writer, whose period is fixed
             # Short runs, too, get curves worth looking at.
             period = min(20, max(1, self.max_iter // 100))
+            if self.cfg.TEST.BEST_METRIC:
+                weights, folder = self.checkpointer.model, self.cfg.OUTPUT_DIR
+                built.append(BestKeeper(weights, folder, self.cfg.TEST.BEST_METRIC))
             built += [
                 ProgressPrinter(),
                 hooks.PeriodicWriter(self.build_writers(), period=period),
@@ -84,8 +88,9 @@ class Trainer(DefaultTrainer):
 
     @property
     def last_results(self) -> Results:
-        """Results of the evaluation that ended the training."""
-        return by_dataset(self.cfg, self._last_eval_results)
+        """Results of the last evaluation, empty before the first."""
+        results = self._last_eval_results
+        return by_dataset(self.cfg, results) if results else {}
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:

@@ -1,7 +1,7 @@
 """Evaluators by dataset type, and the table of their results."""
 
 from aff_seg.evaluation.build import EVALUATORS, build_evaluator, check_evaluators
-from aff_seg.evaluation.report import Results, format_table, save_results, summarize
+from aff_seg.evaluation.report import Results, format_table, metric_of, save_results, summarize
 
 __all__ = [
     "EVALUATORS",
@@ -9,6 +9,7 @@ __all__ = [
     "build_evaluator",
     "check_evaluators",
     "format_table",
+    "metric_of",
     "save_results",
     "summarize",
 ]

@@ -35,6 +35,14 @@ def summarize(tasks: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
     return summary
 
 
+def metric_of(tasks: Mapping[str, Mapping[str, float]], name: str) -> float | None:
+    """A metric of one dataset by the name of its column or as task/metric; None if not measured."""
+    if name in (column for column, _, _ in COLUMNS):
+        return summarize(tasks).get(name)
+    task, _, metric = name.partition("/")
+    return tasks.get(task, {}).get(metric)
+
+
 def format_table(results: Results) -> str:
     """A table with a line per dataset and the columns measured on any of them."""
     rows = {dataset: summarize(tasks) for dataset, tasks in results.items()}

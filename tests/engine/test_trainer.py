@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import re
 import types
 
@@ -17,7 +18,7 @@ from torch.utils.data import DataLoader
 from aff_seg import add_aff_config
 from aff_seg.cli import plain_errors
 from aff_seg.engine.curves import plot_curves, read_metrics
-from aff_seg.engine.hooks import CurvePlotter, ProgressPrinter
+from aff_seg.engine.hooks import BestKeeper, CurvePlotter, ProgressPrinter
 from aff_seg.engine.trainer import _has_no_user_error, by_dataset, use_amp
 from aff_seg.errors import UserError
 
@@ -162,3 +163,53 @@ def test_a_line_cut_short_and_written_on_does_not_stop_the_curves(tmp_path):
     path = tmp_path / "metrics.json"
     path.write_text('{"iteration": 0, "lr": 1}\n{"iteration": 1, "l{"iteration": 2, "lr": 3}\n')
     assert read_metrics(str(path)) == {"lr": [(0, 1)]}
+
+
+def best_run(folder, scores, *, start=0, metric="PQ"):
+    """Run a hook over iterations that score so (None: not evaluated); return the weights kept."""
+    model = nn.Linear(1, 1, bias=False)
+    keeper = BestKeeper(model, str(folder), metric)
+    trainer = types.SimpleNamespace(
+        start_iter=start, max_iter=start + len(scores), last_results={}, iter=start
+    )
+    keeper.trainer = trainer
+    keeper.before_train()
+    for trainer.iter, score in enumerate(scores, start=start):
+        nn.init.constant_(model.weight, trainer.iter)
+        if score is not None:
+            trainer.last_results = {"val": {"panoptic_seg": {"PQ": score, "SQ": 1.0}}}
+        keeper.after_step()
+    trainer.iter += 1
+    keeper.after_train()
+    path = folder / "model_best.pth"
+    return torch.load(path)["model"]["weight"].item() if path.exists() else None
+
+
+def test_the_best_weights_are_kept(tmp_path, caplog):
+    with caplog.at_level(logging.INFO):
+        assert best_run(tmp_path, [None, 3.0, None, 5.0, math.nan, 4.0]) == 3
+    assert [line for line in caplog.messages if "Best PQ" in line] == [
+        "Best PQ so far: 3.00 after 2 iterations.",
+        "Best PQ so far: 5.00 after 4 iterations.",
+    ]
+    note = json.loads((tmp_path / "model_best.json").read_text())
+    assert note == {"metric": "PQ", "value": 5.0, "iteration": 4, "dataset": "val"}
+
+
+def test_a_resumed_run_knows_the_best_score_so_far(tmp_path):
+    best_run(tmp_path, [5.0])
+    assert best_run(tmp_path, [4.0], start=1) == 0
+    assert best_run(tmp_path, [6.0], start=1) == 1
+    # Another metric, and a run that starts anew, count from the beginning.
+    assert best_run(tmp_path, [0.5], start=5, metric="panoptic_seg/SQ") == 5
+    assert best_run(tmp_path, [4.0]) == 0
+
+
+def test_scores_after_the_checkpoint_resumed_from_do_not_count(tmp_path):
+    best_run(tmp_path, [None, None, None, 9.0])
+    assert best_run(tmp_path, [4.0], start=2) == 2
+
+
+def test_a_metric_that_is_not_measured_is_told(tmp_path, caplog):
+    assert best_run(tmp_path, [5.0], metric="AP") is None
+    assert "val has no AP: no best weights are kept." in caplog.messages
