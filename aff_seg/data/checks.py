@@ -2,7 +2,6 @@
 
 import difflib
 import os
-import shlex
 from pathlib import Path
 
 from detectron2.config import CfgNode
@@ -11,7 +10,7 @@ from detectron2.data.catalog import Metadata
 from detectron2.utils.file_io import PathManager
 
 from aff_seg.data.cityscapes_files import check_cityscapes_files
-from aff_seg.data.remedies import draw_command, is_drawn
+from aff_seg.data.remedies import draw_command, is_drawn, prepare_command
 from aff_seg.errors import UserError
 
 _PATH_KEYS = (
@@ -25,6 +24,8 @@ _PATH_KEYS = (
 _FILE_KEYS = ("file_name", "sem_seg_file_name", "pan_seg_file_name")
 # Layout of make_shapes.py and folder in the root, by the beginning of a dataset's name.
 _LAYOUTS = {"coco_2017_": ("coco", "coco"), "ade20k_": ("ade20k", "ADEChallengeData2016")}
+# Parts of paths that datasets/prepare_*.py make.
+_MADE = ("annotations_detectron2", "ade20k_instance_", "ade20k_panoptic_", "panoptic_semseg_")
 _INSTANCE_EVALUATORS = ("coco", "cityscapes_instance")
 
 
@@ -71,7 +72,7 @@ def _check_files(name: str, metadata: Metadata) -> None:
         if path is None or (key == "json_file" and metadata.get("panoptic_json") is not None):
             continue
         if not PathManager.exists(path):
-            raise UserError(f"Dataset {name}: {path} is missing; {remedy(name)}.")
+            raise UserError(f"Dataset {name}: {path} is missing; {remedy(name, path)}.")
     if metadata.get("evaluator_type") == "sem_seg":
         _check_pairs(name, metadata)
     try:
@@ -103,21 +104,20 @@ def _check_pairs(name: str, metadata: Metadata) -> None:
         if os.path.splitext(file)[0] not in labelled:
             raise UserError(
                 f"Dataset {name}: image {os.path.join(image_root, file)} has no label image in "
-                f"{label_root}; {remedy(name)}."
+                f"{label_root}; {remedy(name, label_root)}."
             )
 
 
-def remedy(name: str) -> str:
-    """How to mend a dataset: a command, or what to look at."""
+def remedy(name: str, path: str = "") -> str:
+    """How to mend a dataset where ``path`` is missing: a command, or what to look at."""
     for beginning, (layout, folder) in _LAYOUTS.items():
         if name.startswith(beginning):
             root = Path(os.getenv("DETECTRON2_DATASETS", "datasets"))
             draw = draw_command(layout, root)
             if is_drawn(root / folder):
                 return f"delete {root / folder} and draw it anew: {draw}"
-            if (root / folder / "annotations").is_dir() and layout == "ade20k":
-                target = shlex.quote(str(root / folder))
-                return f"complete it with: python datasets/prepare_ade20k.py --root {target}"
+            if (root / folder).is_dir() and any(made in path for made in _MADE):
+                return f"make it with: {prepare_command(layout, root)}"
             return (
                 f"fetch the dataset into {root / folder} as datasets/README.md shows, or draw "
                 f"one: {draw}"

@@ -1,13 +1,12 @@
 """Whether a Cityscapes tree is complete, and the command that completes it."""
 
 import json
-import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
 from detectron2.data.catalog import Metadata
 
-from aff_seg.data.remedies import draw_command, is_drawn
+from aff_seg.data.remedies import draw_command, is_drawn, prepare_command
 from aff_seg.errors import UserError
 
 _IMAGE_SUFFIX = "_leftImg8bit.png"
@@ -17,7 +16,6 @@ _LABELS = {
     "cityscapes_instance": ("instanceIds.png", "polygons.json"),
     "cityscapes_sem_seg": ("labelIds.png", "labelTrainIds.png", "polygons.json"),
 }
-_TOOLS = "python -m cityscapesscripts.preparation."
 
 
 def check_cityscapes_files(name: str, metadata: Metadata) -> None:
@@ -108,14 +106,8 @@ class _Tree:
                 f"{self.folder.parent} now), fetch the dataset as datasets/README.md shows, or "
                 f"draw one: {shapes}"
             )
-        converter = None
-        if "panoptic" in file_name:
-            converter = "createPanopticImgs"
-        elif "labelTrainIds" in file_name:
-            converter = "createTrainIdLabelImgs"
-        if converter:
-            setting = f"CITYSCAPES_DATASET={shlex.quote(str(self.folder))}"
-            return f"make it with: {setting} {_TOOLS}{converter}"
+        if "panoptic" in file_name or "labelTrainIds" in file_name:
+            return f"make it with: {prepare_command('cityscapes', self.folder.parent)}"
         return (
             f"unpack Cityscapes' leftImg8bit and gtFine packages into {self.folder} as "
             f"datasets/README.md shows, or draw a dataset: {shapes}"

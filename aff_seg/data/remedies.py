@@ -17,6 +17,11 @@ def draw_command(layout: str, root: Path) -> str:
     return f"{command} {shlex.quote(str(root))}"
 
 
+def prepare_command(dataset: str, root: Path) -> str:
+    """How to make what training on ``dataset`` in ``root`` needs beside the published files."""
+    return f"python datasets/prepare_{dataset}.py --root {shlex.quote(str(root))}"
+
+
 def is_drawn(folder: Path) -> bool:
     """Whether a folder holds a dataset of shapes, complete or not."""
     return (folder / MANIFEST).is_file()

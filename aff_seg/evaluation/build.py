@@ -71,7 +71,7 @@ def check_evaluators(cfg: CfgNode) -> None:
             if path is not None and not os.path.isfile(path):
                 raise UserError(
                     f"Dataset {name}: {path} is missing, which its evaluation reads; "
-                    f"{remedy(name)}."
+                    f"{remedy(name, path)}."
                 )
     if cfg.TEST.BEST_METRIC and tasks:
         _check_best_metric(cfg.TEST.BEST_METRIC, *next(iter(tasks.items())))

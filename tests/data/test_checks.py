@@ -19,6 +19,7 @@ from aff_seg.data.shapes import write_dataset
 from aff_seg.errors import UserError
 
 REPO = Path(__file__).parents[2]
+PREPARE = "make it with: python datasets/prepare_cityscapes.py --root"
 TASKS = {
     "cityscapes_panoptic_seg": 19,
     "cityscapes_instance": 8,
@@ -117,14 +118,34 @@ def test_a_root_that_is_not_there_is_named_with_the_command(task, cityscapes):
 @pytest.mark.parametrize(
     ("task", "pattern", "command"),
     [
-        ("cityscapes_panoptic_seg", "train/*/*_labelTrainIds.png", "createTrainIdLabelImgs"),
+        (
+            "cityscapes_panoptic_seg",
+            "train/*/*_labelTrainIds.png",
+            PREPARE,
+        ),
         ("cityscapes_panoptic_seg", "train/*/*_instanceIds.png", "unpack Cityscapes"),
-        ("cityscapes_panoptic_seg", "cityscapes_panoptic_train.json", "createPanopticImgs"),
-        ("cityscapes_panoptic_seg", "cityscapes_panoptic_train", "createPanopticImgs"),
-        ("cityscapes_panoptic_seg", "cityscapes_panoptic_train/*.png", "createPanopticImgs"),
+        (
+            "cityscapes_panoptic_seg",
+            "cityscapes_panoptic_train.json",
+            PREPARE,
+        ),
+        (
+            "cityscapes_panoptic_seg",
+            "cityscapes_panoptic_train",
+            PREPARE,
+        ),
+        (
+            "cityscapes_panoptic_seg",
+            "cityscapes_panoptic_train/*.png",
+            PREPARE,
+        ),
         ("cityscapes_panoptic_seg", "gtFine/train", "unpack Cityscapes"),
         ("cityscapes_instance", "train/*/*_polygons.json", "unpack Cityscapes"),
-        ("cityscapes_sem_seg", "train/*/*_labelTrainIds.png", "createTrainIdLabelImgs"),
+        (
+            "cityscapes_sem_seg",
+            "train/*/*_labelTrainIds.png",
+            PREPARE,
+        ),
     ],
 )
 def test_a_missing_part_is_named_with_the_command(task, pattern, command, cityscapes, root):

@@ -1,0 +1,348 @@
+"""Datasets of the user's own: classes, evaluators and checks follow from the config."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from detectron2.config import get_cfg
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.structures import BitMasks, Instances
+from PIL import Image
+from small_sets import CATEGORIES, SCENES, SIZE, entry_of, segment_ids, write_small_sets
+
+from aff_seg import add_aff_config
+from aff_seg.data import build_train_mapper, check_datasets, register_custom
+from aff_seg.engine.trainer import Trainer
+from aff_seg.errors import UserError
+from aff_seg.evaluation import build_evaluator, check_evaluators, summarize
+from aff_seg.setup_cfg import load_cfg
+
+KINDS = ("coco", "coco_panoptic", "semantic")
+NAMES = {"coco": ["cat", "dog"], "coco_panoptic": ["grass", "cat", "sky", "dog"]}
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("small")
+    write_small_sets(folder)
+    return folder
+
+
+def make_cfg(*entries, train=("small",), test=(), **opts):
+    cfg = get_cfg()
+    add_aff_config(cfg)
+    cfg.DATASETS.CUSTOM = list(entries)
+    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = train, test
+    return cfg
+
+
+def registered(*entries, **kwargs):
+    cfg = make_cfg(*entries, **kwargs)
+    register_custom(cfg)
+    return cfg
+
+
+def told(*entries, **kwargs):
+    with pytest.raises(UserError) as caught:
+        registered(*entries, **kwargs)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def name_of(record):
+    return Path(record["file_name"]).stem
+
+
+# Registration
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_classes_and_evaluator_are_derived(kind, root):
+    cfg = registered(entry_of(kind, root))
+    metadata = MetadataCatalog.get("small")
+    if kind == "coco":
+        assert metadata.thing_classes == ["cat", "dog"]
+        assert metadata.thing_dataset_id_to_contiguous_id == {7: 0, 21: 1}
+        assert metadata.evaluator_type == "coco"
+        assert cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES == 2
+    elif kind == "coco_panoptic":
+        assert metadata.stuff_classes == ["grass", "cat", "sky", "dog"]
+        assert metadata.thing_classes == ["cat", "dog"]
+        assert metadata.thing_colors == [[200, 0, 0], [90, 90, 0]]
+        assert metadata.thing_dataset_id_to_contiguous_id == {7: 1, 21: 3}
+        assert metadata.stuff_dataset_id_to_contiguous_id == {3: 0, 7: 1, 20: 2, 21: 3}
+        assert metadata.evaluator_type == "coco_panoptic_seg"
+        assert cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES == 4
+    else:
+        assert metadata.stuff_classes == ["class 0", "class 1", "class 2", "class 3"]
+        assert metadata.evaluator_type == "sem_seg"
+        assert cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES == 4
+    check_datasets(cfg)
+
+
+# Mappers of a kind, and the number of masks they give of the images first, crowded and empty.
+MASKS = {
+    "mask_former_instance": ("coco", [2, 1, 0]),
+    "coco_instance_lsj": ("coco", [2, 1, 0]),
+    "mask_former_panoptic": ("coco_panoptic", [4, 2, 1]),
+    "coco_panoptic_lsj": ("coco_panoptic", [4, 2, 1]),
+    "mask_former_semantic": ("semantic", [4, 2, 1]),
+}
+
+
+@pytest.mark.parametrize("mapper", MASKS)
+def test_records_have_what_the_mappers_read(mapper, root):
+    kind, expected = MASKS[mapper]
+    cfg = registered(entry_of(kind, root))
+    cfg.INPUT.DATASET_MAPPER_NAME = mapper
+    cfg.INPUT.MIN_SIZE_TRAIN = (SIZE[0],)
+    cfg.INPUT.IMAGE_SIZE, cfg.INPUT.MIN_SCALE, cfg.INPUT.MAX_SCALE = 64, 1.0, 1.0
+    mapper = build_train_mapper(cfg)
+    records = {name_of(record): record for record in DatasetCatalog.get("small")}
+    assert [len(mapper(records[name])["instances"]) for name in SCENES] == expected
+
+
+def test_names_and_colours_can_be_given(root):
+    colours = [[1, 2, 3], [4, 5, 6]]
+    registered(entry_of("coco", root, CLASSES=["Cat", "Dog"], COLORS=colours))
+    metadata = MetadataCatalog.get("small")
+    assert metadata.thing_classes == ["Cat", "Dog"]
+    assert metadata.thing_colors == colours
+    registered(entry_of("semantic", root, CLASSES=["a", "b", "c", "d", "e"]))
+    assert MetadataCatalog.get("small").stuff_classes == ["a", "b", "c", "d", "e"]
+
+
+def test_label_images_of_all_entries_count_the_classes(root, tmp_path):
+    for folder in ("images", "labels"):
+        (tmp_path / folder / "deep").mkdir(parents=True)
+    Image.new("RGB", SIZE[::-1]).save(tmp_path / "images" / "deep" / "x.png")
+    wide = np.full(SIZE, 300, dtype=np.uint16)
+    wide[0] = 255
+    Image.fromarray(wide).save(tmp_path / "labels" / "deep" / "x.png")
+    entries = entry_of("semantic", root), entry_of("semantic", tmp_path, "other")
+    cfg = registered(*entries, test=("other",))
+    assert cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES == 301
+    assert len(MetadataCatalog.get("small").stuff_classes) == 301
+    (record,) = DatasetCatalog.get("other")
+    assert record["sem_seg_file_name"] == str(tmp_path / "labels" / "deep" / "x.png")
+    cfg.INPUT.DATASET_MAPPER_NAME = "mask_former_semantic"
+    cfg.INPUT.MIN_SIZE_TRAIN = (3 * SIZE[0],)
+    instances = build_train_mapper(cfg)(record)["instances"]
+    assert instances.gt_classes.tolist() == [300]
+    np.testing.assert_array_equal(~instances.gt_masks[0, :, 0], np.arange(3 * SIZE[0]) < 3)
+    # Names given for one entry serve the others.
+    registered(entry_of("semantic", root, CLASSES=["x"] * 400), entries[1], test=("other",))
+    assert len(MetadataCatalog.get("other").stuff_classes) == 400
+
+
+def test_entries_that_are_not_used_are_left_alone(root):
+    cfg = registered(entry_of("coco", root, "unused", ANNOTATIONS="/nowhere.json"), train=("x",))
+    assert "unused" not in DatasetCatalog
+    assert cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES == get_cfg().MODEL.SEM_SEG_HEAD.NUM_CLASSES
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_saved_config_needs_no_files(kind, root, tmp_path):
+    cfg = registered(entry_of(kind, root, COLORS=[[9, 9, 9]] * (2 if kind == "coco" else 4)))
+    before = MetadataCatalog.get("small").as_dict()
+    moved = cfg.dump().replace(str(root), "/moved")
+    saved = tmp_path / "config.yaml"
+    saved.write_text(moved)
+    again = load_cfg(str(saved))
+    after = MetadataCatalog.get("small").as_dict()
+    assert again.MODEL.SEM_SEG_HEAD.NUM_CLASSES == cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
+    assert after.keys() == before.keys()
+    for key in before:
+        if not isinstance(before[key], str):
+            assert after[key] == before[key]
+    with pytest.raises(UserError, match="/moved/"):
+        check_datasets(again)
+
+
+def test_a_config_file_and_the_command_line_register(root, tmp_path):
+    file = tmp_path / "mine.yaml"
+    settings = {"DATASETS": {"CUSTOM": [entry_of("coco", root)], "TRAIN": ["small"]}}
+    file.write_text(yaml.safe_dump({**settings, "VERSION": 2}))
+    assert load_cfg(str(file)).MODEL.SEM_SEG_HEAD.NUM_CLASSES == 2
+    entry = str([entry_of("semantic", root, CLASSES=["a"] * 5)])
+    cfg = load_cfg(str(file), ["DATASETS.CUSTOM", entry])
+    assert cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES == 5
+
+
+# Bad entries
+
+
+def test_wrong_entries_are_named(root):
+    good = entry_of("coco", root)
+    assert "DATASETS.CUSTOM[0] is 'x'" in told("x")
+    assert "unknown key IMAGE; did you mean IMAGES?" in told({**good, "IMAGE": "x"})
+    assert "DATASETS.CUSTOM[1].ANNOTATIONS is None" in told(good, {**good, "ANNOTATIONS": None})
+    assert "KIND is 'voc'; it must be one of coco, coco_pan" in told({**good, "KIND": "voc"})
+    assert "NAME is coco_2017_val, a dataset" in told({**good, "NAME": "coco_2017_val"})
+    assert "two entries with NAME small" in told(good, good)
+    assert "has 2 categories, but CLASSES names 3" in told({**good, "CLASSES": list("abc")})
+    assert "each of its 2 classes" in told({**good, "COLORS": [[1, 2, 3]]})
+    assert "lacks an id or a name" in told({**good, "CLASSES": [{"id": 1}]})
+
+
+def test_wrong_annotation_files_are_named(root, tmp_path):
+    path = tmp_path / "annotations.json"
+    entry = entry_of("coco", root, ANNOTATIONS=str(path))
+    assert f"{path} cannot be read (No such file" in told(entry)
+    path.write_text('{"images": [')
+    assert f"{path} is no JSON" in told(entry)
+    path.write_text("{}")
+    assert f"{path} has no 'categories'" in told(entry)
+    path.write_text(json.dumps({"categories": []}))
+    assert "Dataset small has no classes" in told(entry)
+    twice = [{"id": 1, "name": "a"}, {"id": 1, "name": "b"}]
+    path.write_text(json.dumps({"categories": twice}))
+    assert "two categories of one id" in told(entry)
+    assert "whether it isthing" in told(
+        {**entry, "KIND": "coco_panoptic", "CLASSES": [{"id": 1, "name": "a"}]}
+    )
+
+
+def check_of(entry):
+    with pytest.raises(UserError) as caught:
+        check_datasets(registered(entry))
+    return str(caught.value)
+
+
+def test_a_missing_part_is_named(root, tmp_path):
+    for kind in KINDS:
+        assert "/lost is missing" in check_of(entry_of(kind, root, IMAGES="/lost"))
+    entry = entry_of("coco_panoptic", root, SEGMENTS="/lost")
+    assert "/lost is missing" in check_of(entry)
+    (tmp_path / "images").symlink_to(root / "images")
+    (tmp_path / "labels").mkdir()
+    Image.new("L", SIZE[::-1]).save(tmp_path / "labels" / "first.png")
+    message = check_of(entry_of("semantic", tmp_path))
+    assert "images/crowded.jpg has no label image" in message
+
+
+def test_annotations_that_do_not_fit_are_named(root, tmp_path):
+    content = json.loads((root / "instances.json").read_text())
+    content["annotations"][0]["category_id"] = 5
+    path = tmp_path / "instances.json"
+    path.write_text(json.dumps(content))
+    entry = entry_of("coco", root, ANNOTATIONS=str(path))
+    assert f"{path} has an annotation of category_id 5" in check_of(entry)
+    content = json.loads((root / "panoptic.json").read_text())
+    content["annotations"][0]["image_id"] = 99
+    path.write_text(json.dumps(content))
+    entry = entry_of("coco_panoptic", root, ANNOTATIONS=str(path), SEGMENTS=str(root / "panoptic"))
+    assert f"{path} annotates image 99" in check_of(entry)
+
+
+# Scores
+
+
+def perfect_output(name, shift=0):
+    """What a model of the panoptic classes returns that knows an image; classes are shifted."""
+    ids = torch.from_numpy(segment_ids(name).astype(np.int64))
+    classes = torch.full(SIZE, -1)
+    infos, masks, thing_classes = [], [], []
+    order = [c["id"] for c in CATEGORIES]
+    for number, category, crowd, _, _ in SCENES[name]:
+        label = (order.index(category) + shift) % len(order)
+        classes[ids == number] = label
+        if crowd:
+            ids[ids == number] = 0
+            continue
+        isthing = bool(CATEGORIES[label]["isthing"])
+        infos.append({"id": number, "category_id": label, "isthing": isthing})
+        if isthing:
+            masks.append(ids == number)
+            thing_classes.append(label)
+    masks = torch.stack(masks) if masks else torch.zeros(0, *SIZE, dtype=torch.bool)
+    instances = Instances(SIZE, pred_masks=masks, scores=torch.ones(len(masks)))
+    instances.pred_boxes = BitMasks(masks).get_bounding_boxes()
+    instances.pred_classes = torch.tensor(thing_classes, dtype=torch.int64)
+    scores = torch.stack([classes == k for k in range(len(order))]).float()
+    return {"panoptic_seg": (ids.int(), infos), "instances": instances, "sem_seg": scores}
+
+
+def score(cfg, folder, *, shift=0, things_only=False):
+    flags = cfg.MODEL.MASK_FORMER.TEST
+    flags.SEMANTIC_ON = flags.INSTANCE_ON = flags.PANOPTIC_ON = True
+    cfg.DATASETS.TEST = ("small",)
+    check_evaluators(cfg)
+    evaluator = build_evaluator(cfg, "small", str(folder))
+    evaluator.reset()
+    for record in DatasetCatalog.get("small"):
+        output = perfect_output(name_of(record), shift)
+        if things_only:
+            output["instances"].pred_classes = output["instances"].pred_classes // 2
+        evaluator.process([record], [output])
+    return {k: round(v, 6) for k, v in summarize(evaluator.evaluate()).items()}
+
+
+def test_ground_truth_scores_100_and_other_classes_0(root, tmp_path):
+    cfg = registered(
+        entry_of(
+            "coco_panoptic",
+            root,
+            SEGMENTS=str(root / "panoptic"),
+            INSTANCES=str(root / "instances.json"),
+        )
+    )
+    right = score(cfg, tmp_path)
+    assert set(right) == {"PQ", "SQ", "RQ", "PQ_th", "PQ_st", "AP", "AP50", "mIoU"}
+    assert set(right.values()) == {100.0}
+    assert set(score(cfg, tmp_path, shift=2).values()) == {0.0}
+
+
+def test_panoptic_data_without_instances_has_no_ap(root, tmp_path):
+    cfg = registered(entry_of("coco_panoptic", root))
+    assert set(score(cfg, tmp_path)) == {"PQ", "SQ", "RQ", "PQ_th", "PQ_st", "mIoU"}
+
+
+def test_instances_with_gaps_and_sparse_annotations_score_100(root, tmp_path):
+    cfg = registered(entry_of("coco", root))
+    assert score(cfg, tmp_path, things_only=True) == {"AP": 100.0, "AP50": 100.0}
+
+
+def test_label_images_score_100(root, tmp_path):
+    cfg = registered(entry_of("semantic", root, CLASSES=["a", "b", "c", "d"]))
+    assert score(cfg, tmp_path) == {"mIoU": 100.0}
+
+
+# Training
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_own_data_trains_and_scores(kind, root, tmp_path, tiny_opts):
+    task = {"coco": "instance", "coco_panoptic": "panoptic", "semantic": "semantic"}[kind]
+    mapper = "coco_instance_lsj" if kind == "coco" else f"mask_former_{task}"
+    opts = {
+        "MODEL.DEVICE": "cpu",
+        "MODEL.MASK_FORMER.TEST.SEMANTIC_ON": task != "instance",
+        "MODEL.MASK_FORMER.TEST.INSTANCE_ON": task == "instance",
+        "MODEL.MASK_FORMER.TEST.PANOPTIC_ON": task == "panoptic",
+        "DATASETS.CUSTOM": [entry_of(kind, root)],
+        "DATASETS.TRAIN": ("small",),
+        "DATASETS.TEST": ("small",),
+        "INPUT.DATASET_MAPPER_NAME": mapper,
+        "INPUT.MIN_SIZE_TRAIN": (32,),
+        "INPUT.MIN_SIZE_TEST": 32,
+        "INPUT.IMAGE_SIZE": 64,
+        "SOLVER.IMS_PER_BATCH": 2,
+        "SOLVER.MAX_ITER": 2,
+        "TEST.EVAL_PERIOD": 0,
+        "TEST.BEST_METRIC": {"instance": "AP", "panoptic": "PQ", "semantic": "mIoU"}[task],
+        "DATALOADER.NUM_WORKERS": 0,
+        "OUTPUT_DIR": str(tmp_path),
+    }
+    pairs = [x for pair in opts.items() for x in pair]
+    cfg = load_cfg("configs/quick/shapes_cityscapes_panoptic.yaml", tiny_opts + pairs)
+    check_datasets(cfg)
+    check_evaluators(cfg)
+    trainer = Trainer(cfg)
+    trainer.train()
+    measured = summarize(trainer.last_results["small"])
+    assert opts["TEST.BEST_METRIC"] in measured
+    assert (tmp_path / "model_best.pth").is_file()
