@@ -90,7 +90,8 @@ def _check_files(name: str, metadata: Metadata) -> None:
         for key in _FILE_KEYS:
             if key in record and not PathManager.isfile(record[key]):
                 raise UserError(
-                    f"Dataset {name}: {record[key]} ({key} of a record) is missing; {remedy(name)}."
+                    f"Dataset {name}: {record[key]} ({key} of a record) is missing; "
+                    f"{remedy(name, record[key])}."
                 )
 
 

@@ -15,6 +15,7 @@ from PIL import Image
 from pycocotools import mask as mask_util
 
 from aff_seg import add_aff_config
+from aff_seg.data import labels
 from aff_seg.data.mappers import MAPPERS, EvaluationMapper, build_train_mapper
 from aff_seg.data.shapes import write_dataset
 from aff_seg.errors import UserError
@@ -205,11 +206,11 @@ def test_semantic_gives_one_mask_for_each_class(records):
     mapper = build_train_mapper(make_cfg("semantic"))
     for record in records:
         instances = mapper(record)["instances"]
-        labels = np.asarray(Image.open(record["sem_seg_file_name"]))
-        classes = [c for c in np.unique(labels) if c != 255]
+        truth = np.asarray(Image.open(record["sem_seg_file_name"]))
+        classes = [c for c in np.unique(truth) if c != 255]
         assert instances.gt_classes.tolist() == classes
         for mask, number in zip(instances.gt_masks.numpy(), classes, strict=True):
-            np.testing.assert_array_equal(mask, labels == number)
+            np.testing.assert_array_equal(mask, truth == number)
 
 
 def test_semantic_ground_truth_that_is_all_ignored_gives_no_masks(record, tmp_path):
@@ -364,3 +365,135 @@ def test_evaluation_names_a_picture_that_cannot_be_read(tmp_path, load_config):
     mapper = EvaluationMapper(load_config("cityscapes/panoptic/aff_mini"), is_train=False)
     with pytest.raises(UserError, match=r"broken\.png cannot be read"):
         mapper({"file_name": str(path)})
+
+
+# Large-scale jitter
+
+
+def jitter(task, scale=1.0, side=None, **changes):
+    cfg = make_cfg(task, **changes)
+    cfg.INPUT.DATASET_MAPPER_NAME = f"coco_{task}_lsj"
+    cfg.INPUT.IMAGE_SIZE = side or SIZE[1]
+    cfg.INPUT.MIN_SCALE, cfg.INPUT.MAX_SCALE = np.broadcast_to(scale, 2).tolist()
+    return build_train_mapper(cfg)
+
+
+def test_jitter_scales_into_the_square_and_pads_right_and_below(colour_record):
+    mapped = jitter("panoptic", 1.0)(colour_record)
+    height, width = SIZE
+    assert mapped["image"].shape == (3, width, width)
+    assert (mapped["image"][:, height:] == 128).all()
+    masks = mapped["instances"].gt_masks
+    assert masks.shape == (3, width, width) and not masks[:, height:].any()
+    ids = picture_ids(mapped)[:height]
+    for mask, segment in zip(masks, (7001, 26000, 26001), strict=True):
+        assert torch.equal(mask[:height], ids == segment)
+
+
+def test_jitter_shrinks_or_crops(colour_record):
+    small = jitter("panoptic", 0.25)(colour_record)["instances"]
+    assert small.gt_masks.shape == (3, 96, 96)
+    assert not small.gt_masks[:, 16:].any() and not small.gt_masks[:, :, 24:].any()
+    # 26000 covers rows 10 to 50 and columns 20 to 70, of which 26001 hides a corner.
+    area = (colour_record_ids() == 26000).sum() / 16
+    assert abs(small.gt_masks[1].sum() - area) < 15
+    mapper = jitter("panoptic", 2.0, RANDOM_FLIP="horizontal")
+    pictures = set()
+    for value in range(8):
+        seed(value)
+        mapped = mapper(colour_record)
+        assert mapped["image"].shape == (3, 96, 96)
+        assert mapped["instances"].gt_classes.tolist() == [0, 13, 13]
+        pictures.add(mapped["instances"].gt_masks.numpy().tobytes())
+    assert len(pictures) == 8
+
+
+def colour_record_ids():
+    ids = np.zeros(SIZE, dtype=np.uint32)
+    ids[10:50, 20:70] = 26000
+    ids[30:, 60:] = 26001
+    return ids
+
+
+def test_jitter_leaves_out_instances_that_are_cropped_away(record):
+    box = [[0, 0, 96, 0, 96, 64, 0, 64]]
+    corners = [[[0, 0, 4, 0, 4, 4, 0, 4]], [[92, 60, 96, 60, 96, 64, 92, 64]]]
+    record["annotations"] = [
+        {"category_id": i, "segmentation": s} for i, s in enumerate([*corners, box])
+    ]
+    record["annotations"] += [
+        {"category_id": 3, "segmentation": mask_util.encode(np.asfortranarray(mask)), "iscrowd": c}
+        for mask, c in ((rectangle(0, 0, 4, 4), 0), (rectangle(0, 0, 64, 96), 1))
+    ]
+    counts = set()
+    for value in range(20):
+        seed(value)
+        instances = jitter("instance", 2.0)(copy.deepcopy(record))["instances"]
+        assert instances.gt_masks.flatten(1).any(1).all()
+        assert 2 in instances.gt_classes.tolist()
+        counts.add(tuple(instances.gt_classes.tolist()))
+    assert {(0, 2, 3), (1, 2), (2,)} >= counts and len(counts) > 1
+
+
+def test_jitter_takes_images_without_objects(record):
+    crowd = {"category_id": 1, "segmentation": [[0, 0, 5, 0, 5, 5]], "iscrowd": 1}
+    for annotations in ([], [crowd]):
+        record["annotations"] = annotations
+        instances = jitter("instance", (0.1, 2.0))(record)["instances"]
+        assert instances.gt_masks.shape == (0, 96, 96)
+
+
+@pytest.mark.parametrize("size", [(1, 300), (300, 1), (1, 1)])
+def test_the_thinnest_images_load(size, tmp_path):
+    path = tmp_path / "thin.png"
+    Image.new("RGB", size).save(path)
+    record = {"file_name": str(path), "annotations": []}
+    image = jitter("instance", 0.1)(record)["image"]
+    assert image.shape == (3, 96, 96)
+    cfg = make_cfg("instance", MAX_SIZE_TRAIN=100)
+    assert min(build_train_mapper(cfg)(record)["image"].shape) >= 1
+
+
+@pytest.mark.parametrize("task", ["panoptic", "instance"])
+def test_labels_are_read_and_drawn_once(task, colour_record, monkeypatch):
+    calls = []
+    for name in ("read_picture", "polygons_to_bitmask", "rgb2id"):
+        function = getattr(labels, name)
+
+        def count(*args, function=function, name=name):
+            calls.append(name)
+            return function(*args)
+
+        monkeypatch.setattr(labels, name, count)
+    colour_record["annotations"] = [
+        {"category_id": 1, "segmentation": [[20, 10, 70, 10, 70, 50, 20, 50]]},
+        {"category_id": 2, "segmentation": [[0, 0, 9, 0, 9, 9], [20, 20, 29, 20, 29, 29]]},
+    ]
+    jitter(task)(colour_record)
+    expected = {"panoptic": ["read_picture", "rgb2id"], "instance": ["polygons_to_bitmask"] * 2}
+    assert calls == expected[task]
+
+
+def test_polygons_of_two_points_are_left_out(record):
+    record["annotations"] = [
+        {"category_id": 2, "segmentation": [[0, 0, 3, 3], [0, 0, 96, 0, 96, 64, 0, 64]]},
+        {"category_id": 3, "segmentation": [[0, 0, 3, 3]]},
+    ]
+    instances = build_train_mapper(make_cfg("instance"))(record)["instances"]
+    assert instances.gt_masks.flatten(1).sum(1).tolist() == [64 * 96, 0]
+
+
+def test_bilevel_and_deep_label_images_load(record, tmp_path):
+    path = tmp_path / "labels.png"
+    record["sem_seg_file_name"] = str(path)
+    halves = np.zeros(SIZE, dtype=bool)
+    halves[:, 48:] = True
+    mapper = build_train_mapper(make_cfg("semantic", MIN_SIZE_TRAIN=(150,)))
+    Image.fromarray(halves).save(path)
+    narrow = mapper(record)["instances"]
+    assert narrow.gt_classes.tolist() == [0, 1]
+    Image.fromarray(halves.astype(np.uint16)).save(path)
+    assert torch.equal(mapper(record)["instances"].gt_masks, narrow.gt_masks)
+    Image.fromarray(halves.astype(np.float32)).save(tmp_path / "labels.tif")
+    record["sem_seg_file_name"] = str(tmp_path / "labels.tif")
+    assert "float32 values; labels are whole numbers" in fail("semantic", record)
