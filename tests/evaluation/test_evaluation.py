@@ -193,6 +193,17 @@ def test_error_of_the_cityscapes_scripts_is_a_user_error(dataset, evaluator):
         evaluator.evaluate()
 
 
+@pytest.mark.parametrize("dataset", ["with_things"], indirect=True)
+def test_cityscapes_scripts_run_without_a_function_that_numpy_took_away(
+    dataset, tmp_path, monkeypatch
+):
+    monkeypatch.delattr(np, "in1d", raising=False)
+    for script in (cityscapes.scripts, cityscapes.pixel_scripts):
+        monkeypatch.setattr(script, "np", np)
+    summary = summarize(evaluate(dataset, prediction(dataset.ids, dataset.segments), tmp_path))
+    assert summary["AP"] == summary["mIoU"] == pytest.approx(100)
+
+
 def test_progress_tells_the_time_left(caplog):
     logger = logging.getLogger("test_progress")
     with caplog.at_level(logging.INFO):
@@ -277,6 +288,11 @@ def test_evaluators_are_checked_before_any_work(load_config):
     cfg = load_config("ade20k/semantic/aff_mini")
     check_evaluators(cfg)
     test = "MODEL.MASK_FORMER.TEST"
+    cfg.TEST.BEST_METRIC = "PQ"
+    with pytest.raises(UserError, match="BEST_METRIC is 'PQ', but ade20k_sem_seg_val .* by mIoU"):
+        check_evaluators(cfg)
+    cfg.TEST.BEST_METRIC = "sem_seg/fwIoU"
+    check_evaluators(cfg)
     cfg = load_config("ade20k/semantic/aff_mini", f"{test}.SEMANTIC_ON", False)
     with pytest.raises(UserError, match="needs MODEL.MASK_FORMER.TEST.SEMANTIC_ON"):
         check_evaluators(cfg)
