@@ -137,7 +137,8 @@ def _add_datasets(cfg: CN) -> None:
     # KIND          ANNOTATIONS
     # coco          JSON file of objects in COCO's form
     # coco_panoptic JSON file in COCO's panoptic form; its PNG files lie in the folder SEGMENTS,
-    #               by default the path of the JSON file less ".json"
+    #               by default the path of the JSON file less ".json"; INSTANCES, optional, is a
+    #               JSON file of the things in COCO's form, by which AP is scored
     # semantic      folder of label images of one channel, named like the images; a pixel is a
     #               class, from 0, or MODEL.SEM_SEG_HEAD.IGNORE_VALUE
     #
