@@ -124,7 +124,8 @@ def _add_input(cfg: CN) -> None:
 
 def _add_datasets(cfg: CN) -> None:
     # Datasets of your own: a list of entries, whose names DATASETS.TRAIN and DATASETS.TEST may
-    # then hold. Classes, evaluator and MODEL.SEM_SEG_HEAD.NUM_CLASSES are derived from them.
+    # then hold. Classes, evaluator and MODEL.SEM_SEG_HEAD.NUM_CLASSES are derived from them. Paths
+    # are absolute or seen from the current folder.
     #
     #   DATASETS:
     #     CUSTOM:
@@ -137,8 +138,7 @@ def _add_datasets(cfg: CN) -> None:
     # KIND          ANNOTATIONS
     # coco          JSON file of objects in COCO's form
     # coco_panoptic JSON file in COCO's panoptic form; its PNG files lie in the folder SEGMENTS,
-    #               by default the path of the JSON file less ".json"; INSTANCES, optional, is a
-    #               JSON file of the things in COCO's form, by which AP is scored
+    #               by default the path of the JSON file less ".json"
     # semantic      folder of label images of one channel, named like the images; a pixel is a
     #               class, from 0, or MODEL.SEM_SEG_HEAD.IGNORE_VALUE
     #

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
+import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
@@ -24,7 +25,7 @@ from aff_seg.errors import UserError
 logger = logging.getLogger(__name__)
 
 _REQUIRED = ("NAME", "KIND", "IMAGES", "ANNOTATIONS")
-_KEYS = (*_REQUIRED, "SEGMENTS", "INSTANCES", "CLASSES", "COLORS")
+_KEYS = (*_REQUIRED, "SEGMENTS", "CLASSES", "COLORS")
 
 # Entries registered so far in this process, by name.
 _registered: dict[str, dict] = {}
@@ -152,7 +153,13 @@ def _complete_semantic(entries: Sequence[dict], ignore_label: int) -> None:
         return
     classes = next((e["CLASSES"] for e in semantic if e.get("CLASSES")), None)
     if classes is None:
-        highest = max(_highest_label(entry["ANNOTATIONS"], ignore_label) for entry in bare)
+        folders = [entry["ANNOTATIONS"] for entry in bare]
+        highest = max(_highest_label(folder, ignore_label) for folder in folders)
+        if highest < 0:
+            raise UserError(
+                f"The label images of {' and '.join(folders)} hold nothing but {ignore_label}, "
+                "which is ignored; correct them or MODEL.SEM_SEG_HEAD.IGNORE_VALUE."
+            )
         classes = [f"class {i}" for i in range(highest + 1)]
         logger.info("The label images hold %d classes.", len(classes))
     for entry in bare:
@@ -165,7 +172,7 @@ def _highest_label(folder: str, ignore_label: int) -> int:
 
     def highest(path: str) -> int:
         labels = read_label_image(path)
-        return int(labels.max(where=labels != ignore_label, initial=0))
+        return int(labels.astype(np.int64).max(where=labels != ignore_label, initial=-1))
 
     with ThreadPoolExecutor() as pool:
         return max(pool.map(highest, paths))
@@ -210,8 +217,6 @@ def _coco_panoptic(entry: dict) -> "Registration":
         "panoptic_json": path,
         "panoptic_root": segments,
     }
-    if "INSTANCES" in entry:
-        metadata["json_file"] = entry["INSTANCES"]
     return load, metadata
 
 

@@ -26,17 +26,17 @@ class Entry:
         output: flag of ``MASK_FORMER.TEST`` that turns on what it reads.
         task: its key in the results.
         build: from (dataset name, output folder).
-        needs: key of the dataset's metadata without which it cannot score.
+        reads: key of the dataset's metadata with the file that only this evaluator reads.
     """
 
     output: str
     task: str
     build: Callable[[str, str], DatasetEvaluator]
-    needs: str | None = None
+    reads: str | None = None
 
 
 SEMANTIC = Entry("SEMANTIC_ON", "sem_seg", SemanticEvaluator)
-INSTANCE = Entry("INSTANCE_ON", "segm", InstanceEvaluator, needs="json_file")
+INSTANCE = Entry("INSTANCE_ON", "segm", InstanceEvaluator, reads="json_file")
 PANOPTIC = Entry("PANOPTIC_ON", "panoptic_seg", PanopticEvaluator)
 CITYSCAPES_SEMANTIC = Entry(
     "SEMANTIC_ON", "sem_seg", lambda name, folder: cityscapes.SemanticEvaluator(name)
@@ -67,7 +67,7 @@ def check_evaluators(cfg: CfgNode) -> None:
     for name in cfg.DATASETS.TEST:
         for entry in _entries(cfg, name):
             tasks.setdefault(name, set()).add(entry.task)
-            path = MetadataCatalog.get(name).get(entry.needs) if entry.needs else None
+            path = MetadataCatalog.get(name).get(entry.reads) if entry.reads else None
             if path is not None and not os.path.isfile(path):
                 raise UserError(
                     f"Dataset {name}: {path} is missing, which its evaluation reads; "
@@ -103,8 +103,7 @@ def build_evaluator(cfg: CfgNode, dataset_name: str, output_folder: str) -> Data
 
 
 def _entries(cfg: CfgNode, dataset_name: str) -> list[Entry]:
-    metadata = MetadataCatalog.get(dataset_name)
-    kind = metadata.get("evaluator_type")
+    kind = MetadataCatalog.get(dataset_name).get("evaluator_type")
     if kind not in EVALUATORS:
         raise UserError(
             f"Dataset {dataset_name} has evaluator_type {kind!r}; "
@@ -113,10 +112,9 @@ def _entries(cfg: CfgNode, dataset_name: str) -> list[Entry]:
     if kind.startswith("cityscapes") and comm.get_local_size() != comm.get_world_size():
         raise UserError(f"Dataset {dataset_name} can be evaluated on one machine only.")
     flags = cfg.MODEL.MASK_FORMER.TEST
-    possible = [e for e in EVALUATORS[kind] if e.needs is None or metadata.get(e.needs)]
-    entries = [entry for entry in possible if flags[entry.output]]
+    entries = [entry for entry in EVALUATORS[kind] if flags[entry.output]]
     if not entries:
-        wanted = " or ".join(entry.output for entry in possible)
+        wanted = " or ".join(entry.output for entry in EVALUATORS[kind])
         raise UserError(
             f"Dataset {dataset_name} needs MODEL.MASK_FORMER.TEST.{wanted} to be evaluated."
         )

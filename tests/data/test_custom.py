@@ -238,6 +238,12 @@ def test_annotations_that_do_not_fit_are_named(root, tmp_path):
     assert f"{path} annotates image 99" in check_of(entry)
 
 
+def test_label_images_without_labels_are_told(tmp_path):
+    (tmp_path / "labels").mkdir()
+    Image.new("L", SIZE[::-1], 255).save(tmp_path / "labels" / "x.png")
+    assert "labels hold nothing but 255" in told(entry_of("semantic", tmp_path))
+
+
 # Scores
 
 
@@ -282,23 +288,13 @@ def score(cfg, folder, *, shift=0, things_only=False):
 
 
 def test_ground_truth_scores_100_and_other_classes_0(root, tmp_path):
-    cfg = registered(
-        entry_of(
-            "coco_panoptic",
-            root,
-            SEGMENTS=str(root / "panoptic"),
-            INSTANCES=str(root / "instances.json"),
-        )
-    )
+    cfg = registered(entry_of("coco_panoptic", root))
     right = score(cfg, tmp_path)
     assert set(right) == {"PQ", "SQ", "RQ", "PQ_th", "PQ_st", "AP", "AP50", "mIoU"}
     assert set(right.values()) == {100.0}
     assert set(score(cfg, tmp_path, shift=2).values()) == {0.0}
-
-
-def test_panoptic_data_without_instances_has_no_ap(root, tmp_path):
-    cfg = registered(entry_of("coco_panoptic", root))
-    assert set(score(cfg, tmp_path)) == {"PQ", "SQ", "RQ", "PQ_th", "PQ_st", "mIoU"}
+    # Things are never taken for stuff.
+    assert score(cfg, tmp_path, shift=1)["AP"] == 0.0
 
 
 def test_instances_with_gaps_and_sparse_annotations_score_100(root, tmp_path):
