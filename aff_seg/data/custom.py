@@ -5,6 +5,7 @@ import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from itertools import zip_longest
 
 import numpy as np
 from detectron2.config import CfgNode
@@ -55,6 +56,7 @@ def register_custom(cfg: CfgNode) -> None:
         entry["CLASSES"] = _categories(entry)
         entry.pop("COLORS", None)
         _register(entry, cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE)
+    _check_same_classes(list(chosen.values()))
     cfg.DATASETS.CUSTOM = entries
     if used and used[0] in chosen:
         cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = len(chosen[used[0]]["CLASSES"])
@@ -78,7 +80,22 @@ def _checked(entry: dict, place: int) -> dict:
     name = entry["NAME"]
     if name in DatasetCatalog and name not in _registered:
         raise UserError(f"{where}.NAME is {name}, a dataset that is there already; rename it.")
+    classes = entry.get("CLASSES") or []
+    if not isinstance(classes, list) or len({isinstance(c, dict) for c in classes}) > 1:
+        raise UserError(f"{where}.CLASSES must be a list of names or of categories.")
     return dict(entry)
+
+
+def _check_same_classes(entries: Sequence[dict]) -> None:
+    """Data sets used together must count the same classes."""
+    for entry in entries[1:]:
+        names, others = ([c["name"] for c in e["CLASSES"]] for e in (entries[0], entry))
+        for index, (name, other) in enumerate(zip_longest(names, others)):
+            if name != other:
+                raise UserError(
+                    f"Class {index} is {name} in dataset {entries[0]['NAME']}, but {other} in "
+                    f"{entry['NAME']}; list the same categories, or name them with CLASSES."
+                )
 
 
 # Classes
@@ -87,7 +104,7 @@ def _checked(entry: dict, place: int) -> dict:
 def _categories(entry: dict) -> list[dict]:
     """The classes of an entry in the order in which the model counts them."""
     given = entry.get("CLASSES")
-    if given and all(isinstance(c, dict) for c in given):
+    if given and isinstance(given[0], dict):
         categories = [_category(c, f"CLASSES of {entry['NAME']}") for c in given]
     elif entry["KIND"] == "semantic":
         categories = [{"id": i, "name": str(name)} for i, name in enumerate(given)]
@@ -184,8 +201,8 @@ def _highest_label(folder: str, ignore_label: int) -> int:
 def _register(entry: dict, ignore_label: int) -> None:
     name = entry["NAME"]
     if name in _registered:
-        DatasetCatalog.remove(name)
-        MetadataCatalog.remove(name)
+        DatasetCatalog.pop(name, None)
+        MetadataCatalog.pop(name, None)
     load, metadata = KINDS[entry["KIND"]](entry)
     DatasetCatalog.register(name, load)
     MetadataCatalog.get(name).set(image_root=entry["IMAGES"], ignore_label=ignore_label, **metadata)

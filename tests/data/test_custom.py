@@ -186,6 +186,21 @@ def test_wrong_entries_are_named(root):
     assert "has 2 categories, but CLASSES names 3" in told({**good, "CLASSES": list("abc")})
     assert "each of its 2 classes" in told({**good, "COLORS": [[1, 2, 3]]})
     assert "lacks an id or a name" in told({**good, "CLASSES": [{"id": 1}]})
+    assert "CLASSES must be a list of names or" in told({**good, "CLASSES": ["a", {"id": 1}]})
+    assert "CLASSES must be a list of names or" in told({**good, "CLASSES": "cat, dog"})
+
+
+def test_datasets_that_count_other_classes_are_named(root, tmp_path):
+    content = json.loads((root / "instances.json").read_text())
+    content["categories"][0]["id"] = 30
+    path = tmp_path / "other.json"
+    path.write_text(json.dumps(content))
+    entries = entry_of("coco", root), entry_of("coco", root, "other", ANNOTATIONS=str(path))
+    assert "Class 0 is cat in dataset small, but dog in other" in told(*entries, test=("other",))
+    content["categories"].pop()
+    content["categories"][0]["id"] = 7
+    path.write_text(json.dumps(content))
+    assert "Class 1 is dog in dataset small, but None in other" in told(*entries, test=("other",))
 
 
 def test_wrong_annotation_files_are_named(root, tmp_path):
