@@ -3,7 +3,8 @@
 Each class takes its key out of the record, reads the file named there, and cuts the result
 into masks once the augmentations are known.
 
-Shapes: H, W are those of the image file, h, w those after augmentation, N counts the masks.
+Shapes: H, W are those of the image file, h, w those after augmentation and padding (at the right
+and below), N counts the masks.
 """
 
 import numpy as np
@@ -17,6 +18,7 @@ from pycocotools import mask as mask_util
 from aff_seg.errors import UserError
 
 Targets = tuple[torch.Tensor, torch.Tensor]
+Size = tuple[int, int]
 
 
 def read_picture(path: str, image_format: str | None) -> np.ndarray:
@@ -48,7 +50,7 @@ def read_label_image(path: str) -> np.ndarray:
     return labels.astype(np.uint8) if labels.dtype == bool else labels
 
 
-def _check_size(path: str, labels: np.ndarray, size: tuple[int, int]) -> None:
+def _check_size(path: str, labels: np.ndarray, size: Size) -> None:
     if labels.shape[:2] != size:
         raise UserError(
             f"{path} is {labels.shape[1]} x {labels.shape[0]} pixels, but its image is "
@@ -56,12 +58,18 @@ def _check_size(path: str, labels: np.ndarray, size: tuple[int, int]) -> None:
         )
 
 
+def _pad(labels: np.ndarray, padded: Size, value: int) -> np.ndarray:
+    """Pad (h, w) at the right and below."""
+    below, right = padded[0] - labels.shape[0], padded[1] - labels.shape[1]
+    return np.pad(labels, ((0, below), (0, right)), constant_values=value)
+
+
 class SemanticLabels:
     """A class for each pixel: one mask for each class that is present."""
 
     key = "sem_seg_file_name"
 
-    def __init__(self, record: dict, size: tuple[int, int], ignore_label: int):
+    def __init__(self, record: dict, size: Size, ignore_label: int):
         """
         Args:
             record: loses its label file.
@@ -77,9 +85,15 @@ class SemanticLabels:
         """Class of each pixel, (H, W)."""
         return self._labels.astype(np.float32)
 
-    def targets(self, transforms: TransformList, size: tuple[int, int]) -> Targets:
-        """Classes int64 (N,) and masks bool (N, h, w) after ``transforms`` to ``size``."""
-        labels = _move_labels(self._labels, transforms)
+    def targets(self, transforms: TransformList, size: Size, padded: Size) -> Targets:
+        """Classes int64 (N,) and masks bool (N, h, w).
+
+        Args:
+            transforms: to apply.
+            size: of the image after them.
+            padded: (h, w), the size after padding.
+        """
+        labels = _pad(_move_labels(self._labels, transforms), padded, self._ignore_label)
         present = np.unique(labels)
         classes = torch.from_numpy(present[present != self._ignore_label])
         return classes, torch.from_numpy(labels) == classes[:, None, None]
@@ -103,7 +117,7 @@ class PanopticLabels:
 
     key = "pan_seg_file_name"
 
-    def __init__(self, record: dict, size: tuple[int, int], ignore_label: int):
+    def __init__(self, record: dict, size: Size, ignore_label: int):
         """
         Args:
             record: loses its label file and its segments.
@@ -124,9 +138,16 @@ class PanopticLabels:
             categories[ids == segment["id"]] = segment["category_id"]
         return categories
 
-    def targets(self, transforms: TransformList, size: tuple[int, int]) -> Targets:
-        """Classes int64 (N,) and masks bool (N, h, w) after ``transforms`` to ``size``."""
-        ids = torch.from_numpy(rgb2id(transforms.apply_segmentation(self._colours)))
+    def targets(self, transforms: TransformList, size: Size, padded: Size) -> Targets:
+        """Classes int64 (N,) and masks bool (N, h, w).
+
+        Args:
+            transforms: to apply.
+            size: of the image after them.
+            padded: (h, w), the size after padding.
+        """
+        ids = rgb2id(transforms.apply_segmentation(self._colours))
+        ids = torch.from_numpy(_pad(ids, padded, 0))
         unlisted = set(ids.unique().tolist()) - {0} - {s["id"] for s in self._segments}
         if unlisted:
             raise UserError(
@@ -144,7 +165,7 @@ class InstanceLabels:
 
     key = "annotations"
 
-    def __init__(self, record: dict, size: tuple[int, int], ignore_label: int):
+    def __init__(self, record: dict, size: Size, ignore_label: int):
         """
         Args:
             record: loses its annotations.
@@ -155,11 +176,18 @@ class InstanceLabels:
         self._size = size
         self._objects = [a for a in record.pop(self.key) if not a.get("iscrowd", 0)]
 
-    def targets(self, transforms: TransformList, size: tuple[int, int]) -> Targets:
-        """Classes int64 (N,) and masks bool (N, h, w) after ``transforms`` to ``size``."""
+    def targets(self, transforms: TransformList, size: Size, padded: Size) -> Targets:
+        """Classes int64 (N,) and masks bool (N, h, w).
+
+        Args:
+            transforms: to apply.
+            size: of the image after them.
+            padded: (h, w), the size after padding.
+        """
         classes = torch.tensor([a["category_id"] for a in self._objects], dtype=torch.int64)
-        masks = np.zeros((len(self._objects), *size), dtype=bool)
-        for mask, annotation in zip(masks, self._objects, strict=True):
+        masks = np.zeros((len(self._objects), *padded), dtype=bool)
+        inside = masks[:, : size[0], : size[1]]
+        for mask, annotation in zip(inside, self._objects, strict=True):
             mask[:] = self._mask(annotation.get("segmentation"), transforms, size)
         return classes, torch.from_numpy(masks)
 
@@ -167,7 +195,7 @@ class InstanceLabels:
         self,
         segmentation: list | dict | np.ndarray | None,
         transforms: TransformList,
-        size: tuple[int, int],
+        size: Size,
     ) -> np.ndarray:
         if isinstance(segmentation, list):
             polygons = [np.array(p, dtype=np.float64).reshape(-1, 2) for p in segmentation]

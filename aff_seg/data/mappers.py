@@ -180,14 +180,16 @@ class TrainMapper:
         aug_input = T.AugInput(image, sem_seg=categories)
         transforms = self.augmentations(aug_input)
         image = torch.from_numpy(aug_input.image.transpose(2, 0, 1).copy())
-        classes, masks = labels.targets(transforms, tuple(image.shape[1:]))
+        size = tuple(image.shape[1:])
+        padded = tuple(max(side, self.pad_to) for side in size)
+        classes, masks = labels.targets(transforms, size, padded)
         self._check_classes(classes, labels.file_name)
         if self.drop_empty:
             seen = masks.flatten(1).any(1)
             classes, masks = classes[seen], masks[seen]
-        record["image"] = self._pad(image, _IMAGE_PADDING)
-        masks = self._pad(masks, False)
-        record["instances"] = Instances(tuple(masks.shape[1:]), gt_classes=classes, gt_masks=masks)
+        margins = (0, padded[1] - size[1], 0, padded[0] - size[0])
+        record["image"] = F.pad(image, margins, value=_IMAGE_PADDING)
+        record["instances"] = Instances(padded, gt_classes=classes, gt_masks=masks)
         return record
 
     def _read_image(self, record: dict) -> np.ndarray:
@@ -206,11 +208,6 @@ class TrainMapper:
                 f"{self.num_classes} (0 to {self.num_classes - 1}); correct the labels or "
                 "MODEL.SEM_SEG_HEAD.NUM_CLASSES."
             )
-
-    def _pad(self, images: torch.Tensor, value: int | bool) -> torch.Tensor:
-        """Pad (..., h, w) at the right and below to ``pad_to``."""
-        below, right = (max(self.pad_to - side, 0) for side in images.shape[-2:])
-        return F.pad(images, (0, right, 0, below), value=value)
 
 
 class EvaluationMapper(DatasetMapper):
