@@ -135,12 +135,18 @@ def list_images(folder: str) -> dict[str, str]:
     """Paths of the images below a folder, by their paths from there without the suffix.
 
     Raises:
-        UserError: there are none.
+        UserError: there are none, or two of one name.
     """
     paths = sorted(p for p in Path(folder).rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
     if not paths:
         raise UserError(f"{folder} is missing or holds no images; correct its path.")
-    return {str(path.relative_to(folder).with_suffix("")): str(path) for path in paths}
+    images: dict[str, str] = {}
+    for path in paths:
+        name = str(path.relative_to(folder).with_suffix(""))
+        if name in images:
+            raise UserError(f"{images[name]} and {path} have one name; remove or rename one.")
+        images[name] = str(path)
+    return images
 
 
 def _class_of(category_id: int, classes: IdMap, json_file: str) -> int:

@@ -237,6 +237,8 @@ def test_a_missing_part_is_named(root, tmp_path):
     Image.new("L", SIZE[::-1]).save(tmp_path / "labels" / "first.png")
     message = check_of(entry_of("semantic", tmp_path))
     assert "images/crowded.jpg has no label image" in message
+    Image.new("L", SIZE[::-1]).save(tmp_path / "labels" / "first.bmp")
+    assert "first.bmp and " in told(entry_of("semantic", tmp_path))
 
 
 def test_annotations_that_do_not_fit_are_named(root, tmp_path):
