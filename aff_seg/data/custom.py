@@ -1,7 +1,6 @@
 """Datasets of the user's own, registered from ``DATASETS.CUSTOM`` of a config."""
 
 import difflib
-import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -10,6 +9,8 @@ from itertools import zip_longest
 import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.utils import comm
+from tqdm import tqdm
 
 from aff_seg.data.labels import read_label_image
 from aff_seg.data.loaders import (
@@ -22,8 +23,6 @@ from aff_seg.data.loaders import (
 )
 from aff_seg.data.metadata import instance_metadata, panoptic_metadata, semantic_metadata
 from aff_seg.errors import UserError
-
-logger = logging.getLogger(__name__)
 
 _REQUIRED = ("NAME", "KIND", "IMAGES", "ANNOTATIONS")
 _KEYS = (*_REQUIRED, "SEGMENTS", "CLASSES", "COLORS")
@@ -178,21 +177,22 @@ def _complete_semantic(entries: Sequence[dict], ignore_label: int) -> None:
                 "which is ignored; correct them or MODEL.SEM_SEG_HEAD.IGNORE_VALUE."
             )
         classes = [f"class {i}" for i in range(highest + 1)]
-        logger.info("The label images hold %d classes.", len(classes))
     for entry in bare:
         entry["CLASSES"] = classes
 
 
 def _highest_label(folder: str, ignore_label: int) -> int:
+    """The highest label in the images of a folder, -1 where all are ignored."""
     paths = list_images(folder).values()
-    logger.info("Reading %d label images of %s to count the classes ...", len(paths), folder)
 
     def highest(path: str) -> int:
-        labels = read_label_image(path)
-        return int(labels.astype(np.int64).max(where=labels != ignore_label, initial=-1))
+        labels = read_label_image(path).astype(np.int64)
+        return int(labels.max(where=labels != ignore_label, initial=-1))
 
+    title = f"counting the classes in {folder}"
     with ThreadPoolExecutor() as pool:
-        return max(pool.map(highest, paths))
+        found = pool.map(highest, paths)
+        return max(tqdm(found, title, len(paths), disable=not comm.is_main_process()))
 
 
 # Registration
