@@ -12,10 +12,13 @@ from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
+import numpy as np
 from detectron2.evaluation import COCOPanopticEvaluator
 from detectron2.utils import comm
 from panopticapi.evaluation import PQStat, pq_compute_single_core
+from panopticapi.utils import rgb2id
 
+from aff_seg.data.labels import read_picture
 from aff_seg.evaluation.progress import Progress
 
 logger = logging.getLogger(__name__)
@@ -69,6 +72,8 @@ class PanopticEvaluator(COCOPanopticEvaluator):
             categories=_categories(truth),
         )
         found = {prediction["image_id"]: prediction for prediction in predictions}
+        for image in truth["annotations"]:
+            _complete(image, self._metadata.panoptic_root)
         pairs = [[(image, found[image["image_id"]])] for image in truth["annotations"]]
         progress = Progress(logger, len(pairs))
         total = PQStat()
@@ -77,6 +82,18 @@ class PanopticEvaluator(COCOPanopticEvaluator):
                 total += quality
                 progress.update(done)
         return total
+
+
+def _complete(image: dict, folder: str) -> None:
+    """Add what panopticapi needs of each segment and some files leave out."""
+    segments = image["segments_info"]
+    for segment in segments:
+        segment.setdefault("iscrowd", 0)
+    if any("area" not in segment for segment in segments):
+        ids = rgb2id(read_picture(os.path.join(folder, image["file_name"]), "RGB"))
+        areas = dict(zip(*np.unique(ids, return_counts=True), strict=True))
+        for segment in segments:
+            segment["area"] = int(areas.get(segment["id"], 0))
 
 
 def _categories(truth: dict) -> dict[int, dict]:

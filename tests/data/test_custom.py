@@ -314,6 +314,21 @@ def test_ground_truth_scores_100_and_other_classes_0(root, tmp_path):
     assert score(cfg, tmp_path, shift=1)["AP"] == 0.0
 
 
+def test_sparse_panoptic_annotations_score_100(root, tmp_path):
+    content = json.loads((root / "panoptic.json").read_text())
+    for annotation in content["annotations"]:
+        annotation["segments_info"] = [
+            {key: value for key, value in segment.items() if key != "area"}
+            if segment["iscrowd"]
+            else {"id": segment["id"], "category_id": segment["category_id"]}
+            for segment in annotation["segments_info"]
+        ]
+    path = tmp_path / "panoptic.json"
+    path.write_text(json.dumps(content))
+    entry = entry_of("coco_panoptic", root, ANNOTATIONS=str(path), SEGMENTS=str(root / "panoptic"))
+    assert set(score(registered(entry), tmp_path).values()) == {100.0}
+
+
 def test_instances_with_gaps_and_sparse_annotations_score_100(root, tmp_path):
     cfg = registered(entry_of("coco", root))
     assert score(cfg, tmp_path, things_only=True) == {"AP": 100.0, "AP50": 100.0}
