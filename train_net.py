@@ -26,7 +26,13 @@ from aff_seg.engine.checkpoint import Checkpointer
 from aff_seg.engine.checkpoint_file import check_weights_exist
 from aff_seg.engine.trainer import Trainer, by_dataset
 from aff_seg.errors import UserError
-from aff_seg.evaluation import Results, check_evaluators, format_table, save_results
+from aff_seg.evaluation import (
+    Results,
+    check_best_metric,
+    check_evaluators,
+    format_table,
+    save_results,
+)
 from aff_seg.setup_cfg import announce_device, load_cfg
 
 PROGRAM = "train_net.py"
@@ -80,6 +86,8 @@ def main(args: argparse.Namespace) -> None:
         if comm.get_local_rank() == 0:
             check_datasets(cfg, splits=("TEST",) if args.eval_only else ("TRAIN", "TEST"))
         check_evaluators(cfg)
+        if not args.eval_only:
+            check_best_metric(cfg)
         comm.synchronize()
         run = evaluate if args.eval_only else train
         results = run(cfg, resume=args.resume)

@@ -60,28 +60,30 @@ def check_evaluators(cfg: CfgNode) -> None:
     """Make sure before any work that every dataset of ``DATASETS.TEST`` can be scored.
 
     Raises:
-        UserError: as :func:`build_evaluator`; or ``TEST.BEST_METRIC`` is not among the scores of
-            the first dataset, or a file is missing that only its evaluation reads.
+        UserError: as :func:`build_evaluator`, or a file is missing that only evaluation reads.
     """
-    tasks = {}
     for name in cfg.DATASETS.TEST:
         for entry in _entries(cfg, name):
-            tasks.setdefault(name, set()).add(entry.task)
             path = MetadataCatalog.get(name).get(entry.reads) if entry.reads else None
             if path is not None and not os.path.isfile(path):
                 raise UserError(
                     f"Dataset {name}: {path} is missing, which its evaluation reads; "
                     f"{remedy(name, path)}."
                 )
-    if cfg.TEST.BEST_METRIC and tasks:
-        _check_best_metric(cfg.TEST.BEST_METRIC, *next(iter(tasks.items())))
 
 
-def _check_best_metric(metric: str, dataset_name: str, tasks: set[str]) -> None:
-    names = [column for column, task, _ in COLUMNS if task in tasks]
-    if metric not in names and metric.split("/")[0] not in tasks:
+def check_best_metric(cfg: CfgNode) -> None:
+    """Raise a :class:`UserError` if no score of the first test set is ``TEST.BEST_METRIC``."""
+    metric = cfg.TEST.BEST_METRIC
+    if not metric or not cfg.DATASETS.TEST:
+        return
+    name = cfg.DATASETS.TEST[0]
+    tasks = {entry.task for entry in _entries(cfg, name)}
+    columns = [column for column, task, _ in COLUMNS if task in tasks]
+    if metric not in columns and metric.split("/")[0] not in tasks:
         raise UserError(
-            f"TEST.BEST_METRIC is {metric!r}, but {dataset_name} is scored by {', '.join(names)}."
+            f"TEST.BEST_METRIC is {metric!r}, but {name} is scored by {', '.join(columns)}; name "
+            "one of these, or '' to keep no best weights."
         )
 
 

@@ -19,6 +19,7 @@ from aff_seg import add_aff_config
 from aff_seg.errors import UserError
 from aff_seg.evaluation import (
     build_evaluator,
+    check_best_metric,
     check_evaluators,
     cityscapes,
     format_table,
@@ -288,11 +289,17 @@ def test_evaluators_are_checked_before_any_work(load_config):
     cfg = load_config("ade20k/semantic/aff_mini")
     check_evaluators(cfg)
     test = "MODEL.MASK_FORMER.TEST"
-    cfg.TEST.BEST_METRIC = "PQ"
-    with pytest.raises(UserError, match="BEST_METRIC is 'PQ', but ade20k_sem_seg_val .* by mIoU"):
-        check_evaluators(cfg)
-    cfg.TEST.BEST_METRIC = "sem_seg/fwIoU"
-    check_evaluators(cfg)
     cfg = load_config("ade20k/semantic/aff_mini", f"{test}.SEMANTIC_ON", False)
     with pytest.raises(UserError, match="needs MODEL.MASK_FORMER.TEST.SEMANTIC_ON"):
         check_evaluators(cfg)
+
+
+def test_the_best_metric_is_checked_before_training(load_config):
+    cfg = load_config("ade20k/semantic/aff_mini")
+    for known in ("mIoU", "sem_seg/fwIoU", ""):
+        cfg.TEST.BEST_METRIC = known
+        check_best_metric(cfg)
+    for unknown in ("PQ", "segm/AP", "miou"):
+        cfg.TEST.BEST_METRIC = unknown
+        with pytest.raises(UserError, match=f"BEST_METRIC is '{unknown}', but ade20k.* by mIoU; "):
+            check_best_metric(cfg)
