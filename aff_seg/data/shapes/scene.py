@@ -1,12 +1,13 @@
 """One scene: regions painted back to front, and the picture taken of them."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from scipy import ndimage
 
 from aff_seg.data.shapes.grounds import lay_grounds
-from aff_seg.data.shapes.kinds import CLUTTER, THINGS, Kind
+from aff_seg.data.shapes.kinds import CLUTTER, THINGS, WRECK, Kind
 from aff_seg.data.shapes.polygons import blob_outline, clip_to_image, fill, thing_outline
 from aff_seg.data.shapes.textures import photograph, surface
 
@@ -81,14 +82,34 @@ class Scene:
         return segments
 
 
-def draw_scene(rng: np.random.Generator, size: tuple[int, int]) -> Scene:
-    """Draw a scene of ``size`` (height, width); the same ``rng`` state draws the same scene."""
+def draw_scene(
+    rng: np.random.Generator,
+    size: tuple[int, int],
+    case: Literal["usual", "empty", "full"] = "usual",
+) -> Scene:
+    """Draw a scene; the same ``rng`` state draws the same scene.
+
+    Args:
+        rng: source of all chances.
+        size: (height, width).
+        case: "empty" has grounds only; "full" has for certain what others have by chance: a
+            crowd, clutter, a wreck, and a thing that the border cuts.
+    """
     easel = _Easel(size)
     for kind, polygon in lay_grounds(rng, size):
         easel.put(kind, polygon)
-    _add_clutter(rng, easel)
-    _add_crowd(rng, easel)
-    _add_things(rng, easel)
+    if case == "full":
+        _put_clutter(rng, easel, CLUTTER)
+        _put_clutter(rng, easel, WRECK)
+        _put_crowd(rng, easel)
+        _put_in_corner(rng, easel)
+    elif case == "usual":
+        if rng.random() < _CLUTTER_CHANCE:
+            _put_clutter(rng, easel, CLUTTER)
+        if rng.random() < _CROWD_CHANCE:
+            _put_crowd(rng, easel)
+    if case != "empty":
+        _add_things(rng, easel)
     image = photograph(rng, _paint(rng, easel.labels, easel.regions))
     return Scene(image=image, labels=easel.labels, regions=tuple(easel.regions))
 
@@ -136,18 +157,20 @@ class _Easel:
         return True
 
 
-def _add_clutter(rng: np.random.Generator, easel: _Easel) -> None:
+def _put_clutter(rng: np.random.Generator, easel: _Easel, kind: Kind) -> None:
     height, width = easel.size
-    if rng.random() < _CLUTTER_CHANCE:
-        radii = rng.uniform(0.04, 0.12, 2) * min(height, width)
-        centre = rng.random(2) * (width - 1, height - 1)
-        easel.put(CLUTTER, blob_outline(rng, tuple(centre), tuple(radii)))
+    radii = rng.uniform(0.04, 0.12, 2) * min(height, width)
+    centre = rng.random(2) * (width - 1, height - 1)
+    easel.put(kind, blob_outline(rng, tuple(centre), tuple(radii)))
 
 
-def _add_crowd(rng: np.random.Generator, easel: _Easel) -> None:
+def _put_in_corner(rng: np.random.Generator, easel: _Easel) -> None:
+    outline = thing_outline(rng, "disk", max(2 * SMALLEST_ACROSS, min(easel.size) // 4))
+    easel.put(THINGS[0], outline - outline.max(axis=0) // 2)
+
+
+def _put_crowd(rng: np.random.Generator, easel: _Easel) -> None:
     height, width = easel.size
-    if rng.random() >= _CROWD_CHANCE:
-        return
     kind = THINGS[rng.integers(len(THINGS))]
     across = rng.uniform(0.05, 0.08) * min(height, width)
     across = max(SMALLEST_ACROSS, round(across))
