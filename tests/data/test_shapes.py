@@ -366,7 +366,7 @@ def test_other_arguments_are_refused(tmp_path):
 def test_a_dataset_that_lost_files_is_refused(tmp_path):
     write_dataset(root=tmp_path, **SMALL)
     next(tmp_path.rglob("*.jpg")).unlink()
-    with pytest.raises(UserError, match="8 files where 9"):
+    with pytest.raises(UserError, match="14 files where 15"):
         write_dataset(root=tmp_path, **SMALL)
 
 

@@ -25,6 +25,7 @@ from aff_seg.data.preparation.files import (
 from aff_seg.data.preparation.listing import Listing, Record
 from aff_seg.data.preparation.segments import (
     category_map,
+    distinct,
     measure,
     read_segment_ids,
     segment_faults,
@@ -189,7 +190,7 @@ def _read_instances(path: Path, picture: Path) -> tuple[np.ndarray, dict[int, in
             f"{len(THINGS)}."
         )
     ids = np.where(number > 0, 256 * number + category, 0)
-    return ids, {int(i): THINGS[i % 256 - 1] for i in np.unique(ids) if i > 0}
+    return ids, {i: THINGS[i % 256 - 1] for i in distinct(ids)[0].tolist() if i > 0}
 
 
 def _image(job: Job, shape: tuple[int, ...]) -> dict:

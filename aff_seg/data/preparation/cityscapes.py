@@ -25,7 +25,7 @@ from aff_seg.data.preparation.files import (
     write_png,
 )
 from aff_seg.data.preparation.listing import Listing, Record
-from aff_seg.data.preparation.segments import measure, read_segment_ids, segment_faults
+from aff_seg.data.preparation.segments import distinct, measure, read_segment_ids, segment_faults
 from aff_seg.data.preparation.steps import Dataset, Job, Step
 from aff_seg.errors import UserError
 
@@ -80,7 +80,13 @@ def _panoptic_step(folder: Path, split: str) -> Step:
         make=_make_panoptic,
         listing=listing,
         check=partial(_check_panoptic, listing.path),
+        check_whole=partial(_panoptic_strays, {job.outputs[0] for job in jobs}),
     )
+
+
+def _panoptic_strays(known: set[Path]) -> list[str]:
+    folder = next(iter(known)).parent
+    return [f"{path} has no picture." for path in list_files(folder, "*.png") if path not in known]
 
 
 def _pictures(folder: Path, split: str) -> list[Path]:
@@ -181,7 +187,7 @@ def _read_label_ids(path: Path, picture: Path) -> np.ndarray:
     """uint8 (H, W)."""
     ids = read_labels(path)
     require_size(path, ids.shape, picture)
-    unknown = set(np.unique(ids).tolist()) - set(id2label)
+    unknown = set(distinct(ids)[0].tolist()) - set(id2label)
     if unknown:
         raise UserError(f"{path} has the label {max(unknown)}; labels are 0 to 33.")
     return ids
@@ -194,7 +200,7 @@ def _read_instance_ids(path: Path, picture: Path) -> np.ndarray:
         raise UserError(f"{path} has {ids.shape[2]} channels; instance ids have one.")
     require_size(path, ids.shape, picture)
     ids = ids.astype(np.int32)
-    for value in np.unique(ids).tolist():
+    for value in distinct(ids)[0].tolist():
         label = id2label.get(value if value < 1000 else value // 1000)
         if label is None or (value >= 1000 and not label.hasInstances):
             raise UserError(f"{path} has the instance id {value}, whose label is unknown.")
@@ -217,7 +223,7 @@ def _check_semantic(job: Job, record: Record | None) -> list[str]:
     made = job.outputs[0]
     ids = read_labels(made)
     require_size(made, ids.shape, job.picture)
-    unknown = set(np.unique(ids).tolist()) - _TRAIN_IDS
+    unknown = set(distinct(ids)[0].tolist()) - _TRAIN_IDS
     if unknown:
         return [f"{made} has the label {max(unknown)}; labels are 0 to 18, or 255."]
     if (ids != _train_ids(job)).mean() > _LARGEST_DIFFERENCE:

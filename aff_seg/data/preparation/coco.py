@@ -21,7 +21,7 @@ from aff_seg.data.preparation.files import (
 )
 from aff_seg.data.preparation.listing import Listing, Record
 from aff_seg.data.preparation.segments import (
-    category_map,
+    distinct,
     measure,
     read_segment_ids,
     segment_faults,
@@ -210,15 +210,13 @@ def _classes(job: Job) -> np.ndarray:
     unknown = {s["category_id"] for s in annotation["segments_info"]} - set(_CATEGORIES)
     if unknown:
         raise UserError(f"{path} has segments of the category {min(unknown)}, which is unknown.")
-    unlisted = set(np.unique(ids).tolist()) - {0, *(s["id"] for s in annotation["segments_info"])}
+    class_of = {s["id"]: _CLASS_OF[s["category_id"]] for s in annotation["segments_info"]}
+    class_of[0] = _IGNORED
+    values, places = distinct(ids)
+    unlisted = set(values.tolist()) - set(class_of)
     if unlisted:
         raise UserError(f"{path} shows segment {min(unlisted)}, which its JSON file does not list.")
-    categories = category_map(ids, annotation)
-    table = np.full(max(_CATEGORIES) + 2, _IGNORED, dtype=np.uint8)
-    for category, index in _CLASS_OF.items():
-        table[category] = index
-    # -1, no segment, takes the last entry.
-    return table[categories]
+    return np.array([class_of[value] for value in values.tolist()], dtype=np.uint8)[places]
 
 
 def _make_semantic(job: Job) -> None:

@@ -99,7 +99,10 @@ def _prepare(dataset: Dataset, folder: Path, args: argparse.Namespace) -> int:
         made, failed = prepare(step, workers=args.workers)
         faults += failed
         before = len(step.jobs) - made - len(failed)
-        print(f"{step.title}: {made} done, {before} done before, {len(failed)} failed.")
+        told = f"{step.title}: {made} done, {before} done before, {len(failed)} failed"
+        if failed and step.listing:
+            told += f"; {step.listing.path.name} is not written until all are done"
+        print(f"{told}.")
         steps += 1
     if not steps and not faults:
         print("Nothing is to be made for these tasks; --check looks at the published files.")

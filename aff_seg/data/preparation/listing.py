@@ -11,6 +11,7 @@ from aff_seg.errors import UserError
 
 # {"image": entry of "images", "annotations": entries of "annotations" for this image}
 Record = dict
+_PANOPTIC_KEYS = ("file_name", "segments_info")
 
 
 @dataclass(frozen=True)
@@ -36,11 +37,16 @@ class Listing:
             isinstance(content.get(key), list) for key in keys
         ):
             raise UserError(f"{self.path} lacks one of the lists {', '.join(keys)}.")
-        if not (
-            all("id" in image for image in content["images"])
-            and all("image_id" in entry for entry in content["annotations"])
-        ):
-            raise UserError(f"{self.path} has images without id or annotations without image_id.")
+        wanted = {
+            "images": ("id", "file_name"),
+            "annotations": ("image_id",) if self.numbered else ("image_id", *_PANOPTIC_KEYS),
+            "categories": ("id", "name"),
+        }
+        for part, keys in wanted.items():
+            for entry in content[part]:
+                missing = [key for key in keys if key not in entry]
+                if missing:
+                    raise UserError(f"{self.path} has an entry of {part!r} without {missing[0]!r}.")
         return content
 
     def records(self, content: dict) -> dict[str | int, Record]:
@@ -79,16 +85,16 @@ class Listing:
         return faults + self._category_faults(content)
 
     def _category_faults(self, content: dict) -> list[str]:
-        listed = [c.get("id") for c in content["categories"]]
+        listed = [c["id"] for c in content["categories"]]
         faults = [f"{self.path} lists category {i} twice." for i in _twice(listed)]
         expected = {c["id"]: c["name"] for c in self.categories}
         for category in content["categories"]:
-            name = expected.get(category.get("id"))
+            name = expected.get(category["id"])
             if name is None:
-                faults.append(f"{self.path} lists category {category.get('id')}, which is unknown.")
-            elif name != category.get("name"):
+                faults.append(f"{self.path} lists category {category['id']}, which is unknown.")
+            elif name != category["name"]:
                 faults.append(
-                    f"{self.path} calls category {category['id']} {category.get('name')!r}, not "
+                    f"{self.path} calls category {category['id']} {category['name']!r}, not "
                     f"{name!r}."
                 )
         missing = [i for i in expected if i not in listed]
