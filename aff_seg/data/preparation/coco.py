@@ -196,41 +196,39 @@ def _semantic_step(folder: Path, split: str) -> Step:
     return Step(
         title=f"COCO {split} semantic",
         jobs=jobs,
-        make=_make_semantic,
-        check=_check_semantic,
+        make=partial(_make_semantic, listing.path),
+        check=partial(_check_semantic, listing.path),
         check_whole=partial(_strays, listing.path, names, made, "*.png"),
     )
 
 
-def _classes(job: Job) -> np.ndarray:
+def _classes(listing: Path, job: Job) -> np.ndarray:
     """uint8 (H, W): place of the category in Detectron2's list, or 255 where there is none."""
     annotation = job.record["annotations"][0]
     path = job.sources[0]
-    ids = read_segment_ids(path, job.picture)
-    unknown = {s["category_id"] for s in annotation["segments_info"]} - set(_CATEGORIES)
-    if unknown:
-        raise UserError(f"{path} has segments of the category {min(unknown)}, which is unknown.")
+    values, places = distinct(read_segment_ids(path, job.picture))
+    shown = set(values.tolist()) - {0}
+    # A segment that is nowhere to be seen does no harm here.
+    faults = segment_faults(listing, path, annotation, shown, _CATEGORIES, _CATEGORIES)
+    if faults:
+        raise UserError(faults[0])
     class_of = {s["id"]: _CLASS_OF[s["category_id"]] for s in annotation["segments_info"]}
     class_of[0] = _IGNORED
-    values, places = distinct(ids)
-    unlisted = set(values.tolist()) - set(class_of)
-    if unlisted:
-        raise UserError(f"{path} shows segment {min(unlisted)}, which its JSON file does not list.")
     return np.array([class_of[value] for value in values.tolist()], dtype=np.uint8)[places]
 
 
-def _make_semantic(job: Job) -> None:
-    write_png(job.outputs[0], _classes(job))
+def _make_semantic(listing: Path, job: Job) -> None:
+    write_png(job.outputs[0], _classes(listing, job))
 
 
-def _check_semantic(job: Job, record: Record | None) -> list[str]:
+def _check_semantic(listing: Path, job: Job, record: Record | None) -> list[str]:
     made = job.outputs[0]
     labels = read_labels(made)
     require_size(made, labels.shape, job.picture)
     wrong = labels[(labels >= len(_CATEGORIES)) & (labels != _IGNORED)]
     if wrong.size:
         return [f"{made} has the label {wrong.max()}; labels are 0 to 132, or 255."]
-    if (labels != _classes(job)).any():
+    if (labels != _classes(listing, job)).any():
         return [f"{made} shows other classes than {job.sources[0]}."]
     return []
 

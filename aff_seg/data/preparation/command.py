@@ -141,14 +141,15 @@ def _steps(
             try:
                 step = make_step()
             except UserError as error:
-                if str(error) not in faults:
-                    faults.append(str(error))
+                faults.append(str(error))
             else:
                 yield split, step
 
 
 def _tell(faults: list[str]) -> None:
-    for fault in faults[:_MOST_SHOWN]:
+    # Several steps stumble over the same file.
+    different = list(dict.fromkeys(faults))
+    for fault in different[:_MOST_SHOWN]:
         print(fault, file=sys.stderr)
-    if len(faults) > _MOST_SHOWN:
-        print(f"And {len(faults) - _MOST_SHOWN} more.", file=sys.stderr)
+    if len(different) > _MOST_SHOWN:
+        print(f"And {len(different) - _MOST_SHOWN} more.", file=sys.stderr)
