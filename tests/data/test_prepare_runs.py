@@ -4,6 +4,7 @@ import fcntl
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -69,6 +70,16 @@ def processes_of_session(session: int) -> list[int]:
     return found
 
 
+def processes_left(session: int) -> list[int]:
+    """What has not ended of a session within seconds; it is killed."""
+    deadline = time.monotonic() + 10
+    while (left := processes_of_session(session)) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    for process in left:
+        os.kill(process, signal.SIGKILL)
+    return left
+
+
 def finished(root: Path) -> dict[str, bytes]:
     """Files under their final names; others may vanish at any time."""
     files = (p for p in root.rglob("*") if not p.name.startswith(".") and p.is_file())
@@ -89,11 +100,7 @@ def test_a_killed_run_goes_on_and_makes_the_same_bytes(layout, tmp_path):
             assert process.exitcode is None
         os.kill(process.pid, signal.SIGKILL)
         process.join()
-        # Its own processes end too.
-        deadline = time.monotonic() + 10
-        while processes_of_session(process.pid):
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+        assert not processes_left(process.pid)
         found = finished(killed)
         assert len(found) < len(expected)
         assert all(expected[name] == data for name, data in found.items())
@@ -260,6 +267,15 @@ def test_ade20k_tells_many_things_of_a_class_apart(tmp_path):
     assert len({s["id"] for s in segments}) == 250 and min(s["id"] for s in segments) > 0
     for segment in segments[50:]:
         assert (ids == segment["id"]).sum() == 10
+    # Their colours are drawn by lot, but always the same.
+    top = tmp_path / "ADEChallengeData2016"
+    before = content(top)
+    state = np.random.get_state()[1].tolist()
+    for path in top.glob("ade20k_panoptic_train*"):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    assert prepare("ade20k", tmp_path, "--splits", "train", "--workers", 1) == 0
+    assert content(top) == before
+    assert np.random.get_state()[1].tolist() == state
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (7, 5), (3, 40)])

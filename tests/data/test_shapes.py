@@ -14,6 +14,7 @@ from panopticapi.utils import rgb2id
 from PIL import Image
 from pycocotools import mask as mask_util
 
+from aff_seg.data.preparation.command import main
 from aff_seg.data.shapes import LAYOUTS, write_dataset
 from aff_seg.data.shapes.coco_categories import panoptic_categories
 from aff_seg.data.shapes.kinds import GROUNDS, THINGS
@@ -286,6 +287,12 @@ def test_kinds_name_real_ade20k_classes():
     names = {kind.name: ADE20K_SEM_SEG_CATEGORIES[kind.ade20k - 1] for kind in THINGS + GROUNDS}
     assert names["disk"] == "person" and names["star"] == "minibike, motorbike"
     assert names["clouds"] == "sky" and names["leaves"] == "tree"
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_what_is_prepared_of_a_dataset_is_there_already(layout, root, capsys):
+    arguments = ["--root", str(root), "--workers", "1", "--check"]
+    assert main(LAYOUTS[layout].dataset, "", arguments) == 0
 
 
 COUNT_RECORDS = """
