@@ -333,7 +333,6 @@ def _same_measures(annotation: dict, other: dict) -> bool:
 
 
 ADE20K = Dataset(
-    name="ADE20K",
     folder="ADEChallengeData2016",
     published={"train": 20_210, "val": 2_000},
     made=("annotations_detectron2/*", "ade20k_*"),

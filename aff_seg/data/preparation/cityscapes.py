@@ -284,7 +284,6 @@ def _check_panoptic(listing: Path, job: Job, record: Record | None) -> list[str]
 
 
 CITYSCAPES = Dataset(
-    name="Cityscapes",
     folder="cityscapes",
     published={"train": 2_975, "val": 500},
     made=("gtFine/*_gtFine_labelTrainIds.png", "gtFine/cityscapes_panoptic_*"),

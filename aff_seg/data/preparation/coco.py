@@ -234,7 +234,6 @@ def _check_semantic(listing: Path, job: Job, record: Record | None) -> list[str]
 
 
 COCO = Dataset(
-    name="COCO",
     folder="coco",
     published={"train": 118_287, "val": 5_000},
     made=("panoptic_semseg_*",),

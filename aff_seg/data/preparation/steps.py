@@ -61,7 +61,6 @@ class Dataset:
     """A published dataset.
 
     Attributes:
-        name: for people.
         folder: its folder in the root of datasets.
         published: number of pictures of each split.
         made: what the steps make, as patterns of paths below ``folder``.
@@ -70,7 +69,6 @@ class Dataset:
             it is there. Tasks are of ``TASKS``.
     """
 
-    name: str
     folder: str
     published: dict[str, int]
     made: tuple[str, ...]
