@@ -51,22 +51,24 @@ def run_jobs(
         UserError: a process died.
     """
     attempt = partial(_attempt, work)
-    with tqdm(total=done + len(jobs), initial=done, desc=title, disable=not progress) as bar:
-        with contextlib.ExitStack() as stack:
-            if workers > 1 and len(jobs) > 1:
-                results = stack.enter_context(_pool_map(attempt, jobs, min(workers, len(jobs))))
-            else:
-                results = map(attempt, jobs)
-            for job in jobs:
-                try:
-                    value, fault = next(results)
-                except BrokenProcessPool as error:
-                    raise UserError(
-                        f"A process of {title!r} died, perhaps for want of memory; run the "
-                        "command again with fewer --workers, it goes on where it stopped."
-                    ) from error
-                bar.update()
-                yield job, value, fault
+    with contextlib.ExitStack() as stack:
+        # The processes begin before the bar does, whose thread they should not inherit.
+        if workers > 1 and len(jobs) > 1:
+            results = stack.enter_context(_pool_map(attempt, jobs, min(workers, len(jobs))))
+        else:
+            results = map(attempt, jobs)
+        total = done + len(jobs)
+        bar = stack.enter_context(tqdm(total=total, initial=done, desc=title, disable=not progress))
+        for job in jobs:
+            try:
+                value, fault = next(results)
+            except BrokenProcessPool as error:
+                raise UserError(
+                    f"A process of {title!r} died, perhaps for want of memory; run the command "
+                    "again with fewer --workers, it goes on where it stopped."
+                ) from error
+            bar.update()
+            yield job, value, fault
 
 
 def _attempt(work: Callable[[J], Any], job: J) -> tuple[Any, str | None]:
