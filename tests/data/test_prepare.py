@@ -9,15 +9,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 from cityscapesscripts.preparation.createPanopticImgs import convert2panoptic
+from detectron2.data.catalog import MetadataCatalog
 from detectron2.data.datasets.builtin_meta import (
     ADE20K_SEM_SEG_CATEGORIES,
     CITYSCAPES_CATEGORIES,
     COCO_CATEGORIES,
 )
+from detectron2.data.datasets.coco import load_coco_json
 from panopticapi.utils import rgb2id
 from PIL import Image
 from pycocotools import mask as mask_util
 
+from aff_seg.data.ade20k import INSTANCE_NAMES, THINGS
 from aff_seg.data.preparation.ade20k import ADE20K
 from aff_seg.data.preparation.cityscapes import CITYSCAPES
 from aff_seg.data.preparation.coco import COCO
@@ -275,6 +278,25 @@ def test_ade20k_categories(root):
     colours = [tuple(c["color"]) for c in panoptic]
     assert len(set(colours)) == 150
     assert (colours[6], colours[48]) == ((0x8C, 0x8C, 0x8C), (0x8C, 0x8C, 0xC8))
+
+
+def test_detectron2_reads_the_instances_of_ade20k(root):
+    name = "ade20k_instances_of_a_test"
+    top = root / "ADEChallengeData2016"
+    path, pictures = top / "ade20k_instance_train.json", top / "images" / "training"
+    try:
+        records = load_coco_json(str(path), str(pictures), name)
+        metadata = MetadataCatalog.get(name)
+        assert metadata.thing_classes == INSTANCE_NAMES
+        places = {category: place for place, category in enumerate(THINGS)}
+        assert metadata.thing_dataset_id_to_contiguous_id == places
+    finally:
+        MetadataCatalog.pop(name)
+    assert [len(record["annotations"]) > 0 for record in records] == [False, True, True]
+    assert all(Path(record["file_name"]).is_file() for record in records)
+    person = places[ADE20K_SEM_SEG_CATEGORIES.index("person")]
+    drawn = sum(i == 12 for i, _ in ade20k_things(scene("train", 1)))
+    assert sum(a["category_id"] == person for a in records[1]["annotations"]) == drawn > 0
 
 
 @pytest.mark.parametrize(("split", "index"), IMAGES)
