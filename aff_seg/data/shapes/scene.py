@@ -99,10 +99,11 @@ def draw_scene(
     for kind, polygon in lay_grounds(rng, size):
         easel.put(kind, polygon)
     if case == "full":
-        _put_clutter(rng, easel, CLUTTER)
-        _put_clutter(rng, easel, WRECK)
-        _put_crowd(rng, easel)
         _put_in_corner(rng, easel)
+        for kind in (CLUTTER, WRECK):
+            while not _put_clutter(rng, easel, kind, keep=True):
+                pass
+        _put_crowd(rng, easel)
     elif case == "usual":
         if rng.random() < _CLUTTER_CHANCE:
             _put_clutter(rng, easel, CLUTTER)
@@ -121,11 +122,17 @@ class _Easel:
         self.size = size
         self.regions: list[Region] = []
         self.labels = np.zeros(size, dtype=np.uint8)
+        self._kept: list[bool] = []
         self._full: list[int] = []
         self._visible: list[int] = []
 
-    def put(self, kind: Kind, polygon: np.ndarray, *, crowd: bool = False) -> bool:
-        """Paint a polygon over the rest; False if it would hide a thing or hardly show."""
+    def put(
+        self, kind: Kind, polygon: np.ndarray, *, crowd: bool = False, keep: bool = False
+    ) -> bool:
+        """Paint a polygon over the rest; False if it would hide a thing or hardly show.
+
+        Grounds and clutter may be hidden, and hide things, unless they are to ``keep``.
+        """
         polygon = clip_to_image(polygon, self.size)
         if len(polygon) < 3:
             return False
@@ -135,12 +142,14 @@ class _Easel:
         mask = fill(polygon, self.size)[top:bottom, left:right]
         window = self.labels[top:bottom, left:right]
         area = int(mask.sum())
-        if kind.is_thing and not self._can_hide(window[mask], area):
+        keep = keep or kind.is_thing
+        if keep and not self._can_hide(window[mask], area):
             return False
         for index, lost in enumerate(np.bincount(window[mask])[: len(self.regions)]):
             self._visible[index] -= int(lost)
         window[mask] = len(self.regions)
         self.regions.append(Region(kind, polygon, crowd))
+        self._kept.append(keep)
         self._full.append(area)
         self._visible.append(area)
         return True
@@ -149,7 +158,7 @@ class _Easel:
         if area < _LEAST_VISIBLE_PIXELS:
             return False
         for index, lost in enumerate(np.bincount(below)):
-            if lost and self.regions[index].kind.is_thing:
+            if lost and self._kept[index]:
                 left = self._visible[index] - int(lost)
                 least = max(_LEAST_VISIBLE_SHARE * self._full[index], _LEAST_VISIBLE_PIXELS)
                 if left < least:
@@ -157,11 +166,13 @@ class _Easel:
         return True
 
 
-def _put_clutter(rng: np.random.Generator, easel: _Easel, kind: Kind) -> None:
+def _put_clutter(
+    rng: np.random.Generator, easel: _Easel, kind: Kind, *, keep: bool = False
+) -> bool:
     height, width = easel.size
     radii = rng.uniform(0.04, 0.12, 2) * min(height, width)
     centre = rng.random(2) * (width - 1, height - 1)
-    easel.put(kind, blob_outline(rng, tuple(centre), tuple(radii)))
+    return easel.put(kind, blob_outline(rng, tuple(centre), tuple(radii)), keep=keep)
 
 
 def _put_in_corner(rng: np.random.Generator, easel: _Easel) -> None:
