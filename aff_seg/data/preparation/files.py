@@ -62,7 +62,7 @@ def check_picture(path: Path) -> None:
     try:
         with Image.open(path) as image:
             # A JPEG is read at an eighth of its size: whole, but not in every detail.
-            image.draft("L", (image.width // 8, image.height // 8))
+            image.draft("L", (max(1, image.width // 8), max(1, image.height // 8)))
             image.load()
     except FileNotFoundError as error:
         raise UserError(f"{path} is missing.") from error
