@@ -114,7 +114,7 @@ def _remedy(name: str) -> str:
             if is_drawn(root / folder):
                 return f"delete {root / folder} and draw it anew: {draw}"
             if (root / folder / "annotations").is_dir() and layout == "ade20k":
-                target = shlex.quote(str(root))
+                target = shlex.quote(str(root / folder))
                 return f"complete it with: python datasets/prepare_ade20k.py --root {target}"
             return (
                 f"fetch the dataset into {root / folder} as datasets/README.md shows, or draw "

@@ -17,6 +17,7 @@ _LABELS = {
     "cityscapes_instance": ("instanceIds.png", "polygons.json"),
     "cityscapes_sem_seg": ("labelIds.png", "labelTrainIds.png", "polygons.json"),
 }
+_TOOLS = "python -m cityscapesscripts.preparation."
 
 
 def check_cityscapes_files(name: str, metadata: Metadata) -> None:
@@ -107,9 +108,14 @@ class _Tree:
                 f"{self.folder.parent} now), fetch the dataset as datasets/README.md shows, or "
                 f"draw one: {shapes}"
             )
-        if "panoptic" in file_name or "labelTrainIds" in file_name:
-            root = shlex.quote(str(self.folder.parent))
-            return f"make it with: python datasets/prepare_cityscapes.py --root {root}"
+        converter = None
+        if "panoptic" in file_name:
+            converter = "createPanopticImgs"
+        elif "labelTrainIds" in file_name:
+            converter = "createTrainIdLabelImgs"
+        if converter:
+            setting = f"CITYSCAPES_DATASET={shlex.quote(str(self.folder))}"
+            return f"make it with: {setting} {_TOOLS}{converter}"
         return (
             f"unpack Cityscapes' leftImg8bit and gtFine packages into {self.folder} as "
             f"datasets/README.md shows, or draw a dataset: {shapes}"

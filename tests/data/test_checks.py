@@ -117,34 +117,14 @@ def test_a_root_that_is_not_there_is_named_with_the_command(task, cityscapes):
 @pytest.mark.parametrize(
     ("task", "pattern", "command"),
     [
-        (
-            "cityscapes_panoptic_seg",
-            "train/*/*_labelTrainIds.png",
-            "datasets/prepare_cityscapes.py --root",
-        ),
+        ("cityscapes_panoptic_seg", "train/*/*_labelTrainIds.png", "createTrainIdLabelImgs"),
         ("cityscapes_panoptic_seg", "train/*/*_instanceIds.png", "unpack Cityscapes"),
-        (
-            "cityscapes_panoptic_seg",
-            "cityscapes_panoptic_train.json",
-            "datasets/prepare_cityscapes.py --root",
-        ),
-        (
-            "cityscapes_panoptic_seg",
-            "cityscapes_panoptic_train",
-            "datasets/prepare_cityscapes.py --root",
-        ),
-        (
-            "cityscapes_panoptic_seg",
-            "cityscapes_panoptic_train/*.png",
-            "datasets/prepare_cityscapes.py --root",
-        ),
+        ("cityscapes_panoptic_seg", "cityscapes_panoptic_train.json", "createPanopticImgs"),
+        ("cityscapes_panoptic_seg", "cityscapes_panoptic_train", "createPanopticImgs"),
+        ("cityscapes_panoptic_seg", "cityscapes_panoptic_train/*.png", "createPanopticImgs"),
         ("cityscapes_panoptic_seg", "gtFine/train", "unpack Cityscapes"),
         ("cityscapes_instance", "train/*/*_polygons.json", "unpack Cityscapes"),
-        (
-            "cityscapes_sem_seg",
-            "train/*/*_labelTrainIds.png",
-            "datasets/prepare_cityscapes.py --root",
-        ),
+        ("cityscapes_sem_seg", "train/*/*_labelTrainIds.png", "createTrainIdLabelImgs"),
     ],
 )
 def test_a_missing_part_is_named_with_the_command(task, pattern, command, cityscapes, root):
