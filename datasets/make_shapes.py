@@ -54,13 +54,19 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--seed", type=int, default=0, metavar="S", help="seed, not negative (default 0)"
     )
+    parser.add_argument(
+        "--raw",
+        action="store_true",
+        help="as it is downloaded, without what the prepare scripts make; the first images show "
+        "rare cases: no things, crowds, regions that are not evaluated",
+    )
     return parser.parse_args(argv)
 
 
 def main() -> int:
     """Write the dataset; returns the exit status."""
     args = parse_arguments()
-    folder = Path(args.root) / LAYOUTS[args.layout].top_folder
+    folder = Path(args.root) / LAYOUTS[args.layout].dataset.folder
     if args.layout == "cityscapes" and "." in str(Path(args.root).absolute()):
         print(
             f"Warning: {Path(args.root).absolute()} contains a dot, at which Detectron2's "
@@ -75,6 +81,7 @@ def main() -> int:
             val=args.val,
             size=tuple(args.size),
             seed=args.seed,
+            raw=args.raw,
         )
     except UserError as error:
         print(error, file=sys.stderr)

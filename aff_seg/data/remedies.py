@@ -23,5 +23,6 @@ def prepare_command(dataset: str, root: Path) -> str:
 
 
 def is_drawn(folder: Path) -> bool:
-    """Whether a folder holds a dataset of shapes, complete or not."""
-    return (folder / MANIFEST).is_file()
+    """Whether a folder holds a dataset of shapes, complete or not; raw ones pass for downloaded."""
+    manifest = folder / MANIFEST
+    return manifest.is_file() and '"raw": true' not in manifest.read_text()

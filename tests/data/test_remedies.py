@@ -18,6 +18,12 @@ def test_a_new_or_drawn_root_is_drawn_into(tmp_path):
     assert write_dataset(layout="coco", root=root, **REQUEST)
 
 
+def test_a_raw_dataset_passes_for_a_downloaded_one(tmp_path):
+    write_dataset(layout="ade20k", root=tmp_path, raw=True, **REQUEST)
+    assert not is_drawn(tmp_path / "ADEChallengeData2016")
+    assert draw_command("coco", tmp_path).endswith("export DETECTRON2_DATASETS=datasets/shapes")
+
+
 def test_a_root_with_other_files_is_left_alone(tmp_path):
     (tmp_path / "README.md").write_text("mine")
     with pytest.raises(UserError, match=r"already holds README\.md"):

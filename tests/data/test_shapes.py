@@ -14,6 +14,7 @@ from panopticapi.utils import rgb2id
 from PIL import Image
 from pycocotools import mask as mask_util
 
+from aff_seg.data.preparation.command import main
 from aff_seg.data.shapes import LAYOUTS, write_dataset
 from aff_seg.data.shapes.coco_categories import panoptic_categories
 from aff_seg.data.shapes.kinds import GROUNDS, THINGS
@@ -288,6 +289,12 @@ def test_kinds_name_real_ade20k_classes():
     assert names["clouds"] == "sky" and names["leaves"] == "tree"
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_what_is_prepared_of_a_dataset_is_there_already(layout, root, capsys):
+    arguments = ["--root", str(root), "--workers", "1", "--check"]
+    assert main(LAYOUTS[layout].dataset, "", arguments) == 0
+
+
 COUNT_RECORDS = """
 import json, sys
 from detectron2.data import DatasetCatalog
@@ -366,7 +373,7 @@ def test_other_arguments_are_refused(tmp_path):
 def test_a_dataset_that_lost_files_is_refused(tmp_path):
     write_dataset(root=tmp_path, **SMALL)
     next(tmp_path.rglob("*.jpg")).unlink()
-    with pytest.raises(UserError, match="8 files where 9"):
+    with pytest.raises(UserError, match="14 files where 15"):
         write_dataset(root=tmp_path, **SMALL)
 
 

@@ -5,21 +5,18 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from aff_seg.data.preparation.ade20k import ADE20K
 from aff_seg.data.shapes.scene import Scene
 
 _FOLDER_OF = {"train": "training", "val": "validation"}
 
 
 class Ade20kWriter:
-    """Writes pictures and the three kinds of annotation images under ``folder``.
+    """Writes pictures and both kinds of annotation images under ``folder``."""
 
-    ``annotations_detectron2`` holds what Detectron2's own preparation derives from
-    ``annotations``; its registered names read that folder.
-    """
+    dataset = ADE20K
 
-    top_folder = "ADEChallengeData2016"
-
-    def __init__(self, folder: Path, *, progress: bool):
+    def __init__(self, folder: Path):
         self.folder = folder
 
     def add(self, scene: Scene, split: str, index: int) -> None:
@@ -31,8 +28,6 @@ class Ade20kWriter:
         classes = np.array([r.kind.ade20k for r in scene.regions], dtype=np.uint8)[scene.labels]
         self._save(classes, "annotations", split, stem)
         self._save(_instances(scene), "annotations_instance", split, stem)
-        # 0 (other) wraps around to 255 (ignored).
-        self._save(classes - np.uint8(1), "annotations_detectron2", split, stem)
 
     def finish(self, split: str) -> None:
         """Nothing is left to do: ADE20K has no file per split."""

@@ -8,6 +8,7 @@ from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
 from panopticapi.utils import id2rgb, rgb2id
 from PIL import Image
 
+from aff_seg.data.preparation.coco import COCO
 from aff_seg.data.shapes.coco_categories import panoptic_categories, thing_categories
 from aff_seg.data.shapes.outlines import mask_to_polygons
 from aff_seg.data.shapes.scene import Scene, Segment
@@ -20,9 +21,9 @@ _MAX_ANNOTATIONS_PER_IMAGE = 1000
 class CocoWriter:
     """Writes pictures, panoptic PNGs and the four JSON files under ``folder``."""
 
-    top_folder = "coco"
+    dataset = COCO
 
-    def __init__(self, folder: Path, *, progress: bool):
+    def __init__(self, folder: Path):
         self.folder = folder
         self._images: dict[str, list[dict]] = {"train": [], "val": []}
         self._instances: dict[str, list[dict]] = {"train": [], "val": []}

@@ -3,11 +3,13 @@
 import json
 import os
 import shutil
+from fnmatch import fnmatch
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
+from aff_seg.data.preparation.steps import TASKS, Dataset, prepare
 from aff_seg.data.shapes.ade20k import Ade20kWriter
 from aff_seg.data.shapes.cityscapes import CityscapesWriter
 from aff_seg.data.shapes.coco import CocoWriter
@@ -19,6 +21,7 @@ LAYOUTS = {"ade20k": Ade20kWriter, "coco": CocoWriter, "cityscapes": CityscapesW
 MANIFEST = "shapes.json"
 _DRAFT = MANIFEST + ".tmp"
 _SPLITS = ("train", "val")
+_RAW_CASES = {0: "empty", 1: "full"}
 _SMALLEST_SIDE = 32
 _LARGEST_SIDE = 8192
 _LARGEST_COUNT = 900_000
@@ -32,12 +35,13 @@ def write_dataset(
     val: int,
     size: tuple[int, int],
     seed: int = 0,
+    raw: bool = False,
     progress: bool = True,
 ) -> bool:
     """Draw scenes and write them as one of the official datasets lies on disk.
 
-    Scene ``i`` of a split depends on ``seed``, the split, ``i`` and ``size`` only, so equal
-    arguments give equal bytes. A run that was cut short is made anew.
+    Scene ``i`` of a split depends on ``seed``, the split, ``i``, ``size`` and ``raw`` only, so
+    equal arguments give equal bytes. A run that was cut short is made anew.
 
     Args:
         layout: "ade20k", "coco" or "cityscapes".
@@ -46,6 +50,9 @@ def write_dataset(
         val: number of validation images.
         size: (height, width) of every image, in pixels.
         seed: not negative.
+        raw: as it is downloaded, for trying ``datasets/prepare_*.py``, which make the rest. The
+            first image of each split has no things then; the second has a crowd, a thing that
+            the border cuts, and regions that are not evaluated.
         progress: whether to show a bar.
 
     Returns:
@@ -62,24 +69,36 @@ def write_dataset(
         "seed": seed,
     }
     _check_arguments(**request)
-    folder = Path(root) / LAYOUTS[layout].top_folder
+    request["raw"] = raw
+    dataset = LAYOUTS[layout].dataset
+    folder = Path(root) / dataset.folder
     if _is_complete(folder, request):
         return False
     try:
         _start(Path(root), folder, request)
-        writer = LAYOUTS[layout](folder, progress=progress)
+        writer = LAYOUTS[layout](folder)
         for number, (split, count) in enumerate(zip(_SPLITS, (train, val), strict=True)):
             for index in tqdm(range(count), f"{layout} {split}", disable=not progress):
-                scene = draw_scene(np.random.default_rng([seed, number, index]), tuple(size))
-                writer.add(scene, split, index)
+                rng = np.random.default_rng([seed, number, index])
+                case = _RAW_CASES.get(index, "usual") if raw else "usual"
+                writer.add(draw_scene(rng, tuple(size), case), split, index)
             writer.finish(split)
-        _write_manifest(folder, {**request, "files": _count_files(folder)})
+            if not raw:
+                _prepare(dataset, folder, split, progress)
+        _write_manifest(folder, {**request, "files": _count_files(folder, request)})
     except OSError as error:
         raise UserError(
             f"Cannot write below {root} ({error.strerror}); free some space there or choose "
             "another folder as root."
         ) from error
     return True
+
+
+def _prepare(dataset: Dataset, folder: Path, split: str, progress: bool) -> None:
+    for make_step in dataset.steps(folder, split, TASKS, False):
+        _, faults = prepare(make_step(), workers=1, progress=progress)
+        if faults:
+            raise UserError(faults[0])
 
 
 def _check_arguments(*, layout: str, train: int, val: int, size: list[int], seed: int) -> None:
@@ -108,15 +127,17 @@ def _is_complete(folder: Path, request: dict) -> bool:
     files = found.pop("files", None)
     if files is None:
         return False
+    found.setdefault("raw", False)
     if found != request:
         made_with = ", ".join(f"{key} {value}" for key, value in found.items())
         raise UserError(
             f"{folder} holds a shapes dataset made with other arguments ({made_with}); "
             "choose another root or delete that folder."
         )
-    if files != _count_files(folder):
+    count = _count_files(folder, request)
+    if files != count:
         raise UserError(
-            f"{folder} has {_count_files(folder)} files where {files} were written; delete "
+            f"{folder} has {count} files where {files} were written; delete "
             "that folder and run the command again."
         )
     return True
@@ -124,7 +145,7 @@ def _is_complete(folder: Path, request: dict) -> bool:
 
 def _start(root: Path, folder: Path, request: dict) -> None:
     """Make ``folder`` anew, holding only the manifest of an unfinished dataset."""
-    ours = {writer.top_folder for writer in LAYOUTS.values()}
+    ours = {writer.dataset.folder for writer in LAYOUTS.values()}
     root.mkdir(parents=True, exist_ok=True)
     for entry in sorted(root.iterdir()):
         if entry.name not in ours or not _is_ours(entry):
@@ -161,5 +182,8 @@ def _write_manifest(folder: Path, content: dict) -> None:
     os.replace(draft, folder / MANIFEST)
 
 
-def _count_files(folder: Path) -> int:
-    return sum(len(names) for _, _, names in os.walk(folder))
+def _count_files(folder: Path, request: dict) -> int:
+    """Number of files; of a raw dataset, without those that were prepared since."""
+    names = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    made = LAYOUTS[request["layout"]].dataset.made if request["raw"] else ()
+    return sum(not any(fnmatch(str(name), pattern) for pattern in made) for name in names)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Kind:
-    """One kind of thing, one kind of ground, or the clutter that no dataset labels.
+    """One kind of thing, one kind of ground, or one that no dataset evaluates.
 
     Attributes:
         name: the outline of a thing, or the texture of a ground.
@@ -28,17 +28,17 @@ class Kind:
 
 THINGS = (
     Kind("disk", True, 0, "person", "person", 13, 4),
-    Kind("triangle", True, 187, "rider", "boat", 77, 48),
+    Kind("triangle", True, 187, "rider", "kite", 150, 100),
     Kind("square", True, 225, "car", "car", 21, 9),
     Kind("ell", True, 40, "truck", "truck", 84, 53),
     Kind("cross", True, 312, "bus", "bus", 81, 50),
-    Kind("bar", True, 150, "train", "airplane", 91, 59),
-    Kind("star", True, 112, "motorcycle", "motorcycle", 117, 74),
-    Kind("crescent", True, 270, "bicycle", "bicycle", 128, 83),
+    Kind("bar", True, 150, "train", "toothbrush", 91, 59),
+    Kind("star", True, 112, "motorcycle", "clock", 117, 74),
+    Kind("crescent", True, 270, "bicycle", "banana", 128, 83),
 )
 
 SKY = Kind("clouds", False, 205, "sky", "sky-other-merged", 3)
-BUILDING = Kind("windows", False, 15, "building", "building-other-merged", 2)
+BUILDING = Kind("windows", False, 15, "building", "building-other-merged", 49)
 TREES = Kind("leaves", False, 110, "vegetation", "tree-merged", 5)
 ROAD = Kind("asphalt", False, 240, "road", "road", 7)
 GRASS = Kind("grass", False, 70, "terrain", "grass-merged", 10)
@@ -46,3 +46,5 @@ WALL = Kind("planks", False, 35, "wall", "wall-other-merged", 1)
 GROUNDS = (SKY, BUILDING, TREES, ROAD, GRASS, WALL)
 
 CLUTTER = Kind("clutter", False, 0, "static", None, 0)
+# Cityscapes counts caravans, but does not evaluate them.
+WRECK = Kind("wreck", False, 55, "caravan", None, 0)

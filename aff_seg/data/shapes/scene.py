@@ -1,12 +1,13 @@
 """One scene: regions painted back to front, and the picture taken of them."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from scipy import ndimage
 
 from aff_seg.data.shapes.grounds import lay_grounds
-from aff_seg.data.shapes.kinds import CLUTTER, THINGS, Kind
+from aff_seg.data.shapes.kinds import CLUTTER, THINGS, WRECK, Kind
 from aff_seg.data.shapes.polygons import blob_outline, clip_to_image, fill, thing_outline
 from aff_seg.data.shapes.textures import photograph, surface
 
@@ -81,14 +82,35 @@ class Scene:
         return segments
 
 
-def draw_scene(rng: np.random.Generator, size: tuple[int, int]) -> Scene:
-    """Draw a scene of ``size`` (height, width); the same ``rng`` state draws the same scene."""
+def draw_scene(
+    rng: np.random.Generator,
+    size: tuple[int, int],
+    case: Literal["usual", "empty", "full"] = "usual",
+) -> Scene:
+    """Draw a scene; the same ``rng`` state draws the same scene.
+
+    Args:
+        rng: source of all chances.
+        size: (height, width).
+        case: "empty" has grounds only; "full" has for certain what others have by chance: a
+            crowd, clutter, a wreck, and a thing that the border cuts.
+    """
     easel = _Easel(size)
     for kind, polygon in lay_grounds(rng, size):
         easel.put(kind, polygon)
-    _add_clutter(rng, easel)
-    _add_crowd(rng, easel)
-    _add_things(rng, easel)
+    if case == "full":
+        _put_in_corner(rng, easel)
+        for kind in (CLUTTER, WRECK):
+            while not _put_clutter(rng, easel, kind, keep=True):
+                pass
+        _put_crowd(rng, easel)
+    elif case == "usual":
+        if rng.random() < _CLUTTER_CHANCE:
+            _put_clutter(rng, easel, CLUTTER)
+        if rng.random() < _CROWD_CHANCE:
+            _put_crowd(rng, easel)
+    if case != "empty":
+        _add_things(rng, easel)
     image = photograph(rng, _paint(rng, easel.labels, easel.regions))
     return Scene(image=image, labels=easel.labels, regions=tuple(easel.regions))
 
@@ -100,11 +122,17 @@ class _Easel:
         self.size = size
         self.regions: list[Region] = []
         self.labels = np.zeros(size, dtype=np.uint8)
+        self._kept: list[bool] = []
         self._full: list[int] = []
         self._visible: list[int] = []
 
-    def put(self, kind: Kind, polygon: np.ndarray, *, crowd: bool = False) -> bool:
-        """Paint a polygon over the rest; False if it would hide a thing or hardly show."""
+    def put(
+        self, kind: Kind, polygon: np.ndarray, *, crowd: bool = False, keep: bool = False
+    ) -> bool:
+        """Paint a polygon over the rest; False if it would hide a thing or hardly show.
+
+        Grounds and clutter may be hidden, and hide things, unless they are to ``keep``.
+        """
         polygon = clip_to_image(polygon, self.size)
         if len(polygon) < 3:
             return False
@@ -114,12 +142,14 @@ class _Easel:
         mask = fill(polygon, self.size)[top:bottom, left:right]
         window = self.labels[top:bottom, left:right]
         area = int(mask.sum())
-        if kind.is_thing and not self._can_hide(window[mask], area):
+        keep = keep or kind.is_thing
+        if keep and not self._can_hide(window[mask], area):
             return False
         for index, lost in enumerate(np.bincount(window[mask])[: len(self.regions)]):
             self._visible[index] -= int(lost)
         window[mask] = len(self.regions)
         self.regions.append(Region(kind, polygon, crowd))
+        self._kept.append(keep)
         self._full.append(area)
         self._visible.append(area)
         return True
@@ -128,7 +158,7 @@ class _Easel:
         if area < _LEAST_VISIBLE_PIXELS:
             return False
         for index, lost in enumerate(np.bincount(below)):
-            if lost and self.regions[index].kind.is_thing:
+            if lost and self._kept[index]:
                 left = self._visible[index] - int(lost)
                 least = max(_LEAST_VISIBLE_SHARE * self._full[index], _LEAST_VISIBLE_PIXELS)
                 if left < least:
@@ -136,18 +166,22 @@ class _Easel:
         return True
 
 
-def _add_clutter(rng: np.random.Generator, easel: _Easel) -> None:
+def _put_clutter(
+    rng: np.random.Generator, easel: _Easel, kind: Kind, *, keep: bool = False
+) -> bool:
     height, width = easel.size
-    if rng.random() < _CLUTTER_CHANCE:
-        radii = rng.uniform(0.04, 0.12, 2) * min(height, width)
-        centre = rng.random(2) * (width - 1, height - 1)
-        easel.put(CLUTTER, blob_outline(rng, tuple(centre), tuple(radii)))
+    radii = rng.uniform(0.04, 0.12, 2) * min(height, width)
+    centre = rng.random(2) * (width - 1, height - 1)
+    return easel.put(kind, blob_outline(rng, tuple(centre), tuple(radii)), keep=keep)
 
 
-def _add_crowd(rng: np.random.Generator, easel: _Easel) -> None:
+def _put_in_corner(rng: np.random.Generator, easel: _Easel) -> None:
+    outline = thing_outline(rng, "disk", max(2 * SMALLEST_ACROSS, min(easel.size) // 4))
+    easel.put(THINGS[0], outline - outline.max(axis=0) // 2)
+
+
+def _put_crowd(rng: np.random.Generator, easel: _Easel) -> None:
     height, width = easel.size
-    if rng.random() >= _CROWD_CHANCE:
-        return
     kind = THINGS[rng.integers(len(THINGS))]
     across = rng.uniform(0.05, 0.08) * min(height, width)
     across = max(SMALLEST_ACROSS, round(across))

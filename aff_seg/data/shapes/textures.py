@@ -89,6 +89,7 @@ _GROUND_PATTERNS: dict[str, Pattern] = {
     "grass": _grass,
     "planks": _planks,
     "clutter": _leaves,
+    "wreck": _planks,
 }
 # Saturation and brightness of the two colours of a ground.
 _GROUND_TONES = {
@@ -99,6 +100,7 @@ _GROUND_TONES = {
     "grass": ((0.50, 0.50), (0.45, 0.72)),
     "planks": ((0.32, 0.78), (0.40, 0.50)),
     "clutter": ((0.00, 0.35), (0.00, 0.65)),
+    "wreck": ((0.10, 0.25), (0.10, 0.40)),
 }
 _GROUND_HUE_SPREAD = 8.0
 _THING_HUE_SPREAD = 11.0
