@@ -1,0 +1,53 @@
+"""The ids are right: ground truth as a prediction scores 100, with shifted classes near 0."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from aff_seg.data.preparation.ade20k import ADE20K
+from aff_seg.data.preparation.cityscapes import CITYSCAPES
+from aff_seg.data.preparation.coco import COCO
+from aff_seg.data.preparation.command import main
+from aff_seg.data.shapes import write_dataset
+
+REPO = Path(__file__).parents[1]
+DATASETS = {"ade20k": ADE20K, "coco": COCO, "cityscapes": CITYSCAPES}
+METRICS = {
+    "semantic": {"mIoU"},
+    "instance": {"AP", "AP50"},
+    "panoptic": {"PQ", "SQ", "RQ", "PQ_th", "PQ_st", "AP", "AP50", "mIoU"},
+}
+
+
+@pytest.fixture(scope="module")
+def scores(tmp_path_factory):
+    """Drawn as downloaded, prepared by the scripts, scored in a process of its own."""
+    root = tmp_path_factory.mktemp("nine")
+    for layout, dataset in DATASETS.items():
+        request = {"train": 3, "val": 4, "size": (96, 128), "raw": True, "progress": False}
+        write_dataset(layout=layout, root=root, **request)
+        assert main(dataset, "", ["--root", str(root), "--workers", "1"]) == 0
+    done = subprocess.run(
+        [sys.executable, "tests/nine_tasks.py"],
+        capture_output=True,
+        text=True,
+        cwd=REPO,
+        env={**os.environ, "DETECTRON2_DATASETS": str(root), "PYTHONPATH": str(REPO)},
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    (line,) = [line for line in done.stdout.splitlines() if line.startswith("SCORES ")]
+    return json.loads(line.removeprefix("SCORES "))
+
+
+@pytest.mark.parametrize("task", ["semantic", "instance", "panoptic"])
+@pytest.mark.parametrize("dataset", DATASETS)
+def test_ground_truth_scores_100_and_shifted_classes_0(dataset, task, scores):
+    found = scores[f"{dataset}/{task}"]
+    assert set(found["perfect"]) == METRICS[task]
+    assert found["perfect"] == pytest.approx(dict.fromkeys(METRICS[task], 100))
+    assert all(value < 1 for value in found["shifted"].values())
