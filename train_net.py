@@ -33,6 +33,7 @@ from aff_seg.evaluation import (
     format_table,
     save_results,
 )
+from aff_seg.randomness import make_deterministic
 from aff_seg.setup_cfg import announce_device, load_cfg
 
 PROGRAM = "train_net.py"
@@ -44,6 +45,8 @@ logger = logging.getLogger("aff_seg.train_net")
 def setup(args: argparse.Namespace) -> CfgNode:
     """Load the config, start the logs in its ``OUTPUT_DIR``, seed everything."""
     cfg = load_cfg(args.config_file, args.opts)
+    if cfg.DETERMINISTIC:
+        cfg.SEED = max(cfg.SEED, 0)
     cfg.freeze()
     try:
         os.makedirs(cfg.OUTPUT_DIR, exist_ok=True)
@@ -54,6 +57,8 @@ def setup(args: argparse.Namespace) -> CfgNode:
         if handler.stream is sys.stdout:
             handler.addFilter(lambda record: record.getMessage().count("\n") < MOST_LINES)
     default_setup(cfg, args)
+    if cfg.DETERMINISTIC:
+        make_deterministic()
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="aff_seg")
     announce_device(cfg)
     return cfg

@@ -18,6 +18,9 @@ def add_aff_config(cfg: CN) -> None:
     # PQ_th, PQ_st, AP, AP50 or mIoU, or any task/metric of results.json, such as segm/APs.
     # Empty: none.
     cfg.TEST.BEST_METRIC = ""
+    # Two runs on the same machine give the same bits. SEED becomes 0 where it is not set.
+    # Some operators are slower so on a GPU.
+    cfg.DETERMINISTIC = False
 
 
 def _add_backbone(cfg: CN) -> None:
@@ -45,6 +48,9 @@ def _add_backbone(cfg: CN) -> None:
     aff.DROP_PATH_RATE = 0.0
     # LayerNorm after the patch embedding.
     aff.PATCH_NORM = True
+    # Keep no activations of the blocks for the backward pass but compute them again: less
+    # memory, more time, the same gradients.
+    aff.CHECKPOINT_BLOCKS = False
     # Levels handed to the head.
     aff.OUT_FEATURES = ["res2", "res3", "res4", "res5"]
     # Exponent of inverse-distance interpolation in the pixel decoder, on distances, and
@@ -104,6 +110,17 @@ def _add_solver(cfg: CN) -> None:
     # Polynomial decay, used by LR_SCHEDULER_NAME: WarmupPolyLR.
     solver.POLY_LR_POWER = 0.9
     solver.POLY_LR_CONSTANT_ENDING = 0.0
+    # Pass a batch of IMS_PER_BATCH in so many parts, one after the other: less memory, the same
+    # losses and gradients but for the batch norm of the patch embedding, which sees a part.
+    solver.ACCUMULATE = 1
+    # The batch that BASE_LR, MAX_ITER, STEPS, WARMUP_ITERS, CHECKPOINT_PERIOD and
+    # TEST.EVAL_PERIOD are meant for: with another IMS_PER_BATCH the learning rate grows and the
+    # iterations shrink by the same factor. 0: they are used as they are.
+    solver.REFERENCE_BATCH = 0
+    # Steps in a row that may be skipped because a loss is infinite or not a number.
+    solver.MAX_SKIPPED = 10
+    # Type of mixed precision with AMP.ENABLED: float16 (GPUs) or bfloat16 (newer GPUs, CPUs).
+    solver.AMP.PRECISION = "float16"
 
 
 def _add_input(cfg: CN) -> None:

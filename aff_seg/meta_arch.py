@@ -3,6 +3,7 @@
 Shape legend: B images, Q queries, K classes, (H, W) canvas of stride-4 pixels.
 """
 
+import contextlib
 from collections.abc import Collection
 
 import torch
@@ -167,6 +168,10 @@ class MaskFormer(nn.Module):
             )
         ]
         return results, tokens
+
+    def as_one(self, batched_inputs: list[dict]) -> contextlib.AbstractContextManager:
+        """A context in which the losses of parts of a batch add up to those of the batch."""
+        return self.criterion.as_one([len(x["instances"]) for x in batched_inputs])
 
     def preprocess(self, batched_inputs: list[dict]) -> ImageList:
         """Normalise the images and pad them to one size with zeros."""

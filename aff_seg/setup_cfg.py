@@ -18,7 +18,14 @@ from aff_seg.errors import UserError
 from aff_seg.head import TRANSFORMER_DECODER_REGISTRY
 
 BASE_KEY = "_BASE_"
-AT_LEAST_ONE = ("MODEL.AFF.CLUSTER_SIZE", "SOLVER.IMS_PER_BATCH", "SOLVER.MAX_ITER")
+AT_LEAST_ONE = (
+    "MODEL.AFF.CLUSTER_SIZE",
+    "SOLVER.ACCUMULATE",
+    "SOLVER.CHECKPOINT_PERIOD",
+    "SOLVER.IMS_PER_BATCH",
+    "SOLVER.MAX_ITER",
+)
+PRECISIONS = ("float16", "bfloat16")
 REGISTRIES = {
     "MODEL.META_ARCHITECTURE": META_ARCH_REGISTRY,
     "MODEL.BACKBONE.NAME": BACKBONE_REGISTRY,
@@ -51,6 +58,7 @@ def load_cfg(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
     _merge_file(cfg, config_file)
     _merge_opts(cfg, list(opts))
     _check_values(cfg)
+    _fit_to_batch(cfg)
     register_custom(cfg)
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
         cfg.MODEL.DEVICE = "cpu"
@@ -103,12 +111,41 @@ def _check_values(cfg: CfgNode) -> None:
     for key in AT_LEAST_ONE:
         if _lookup(cfg, key) < 1:
             raise UserError(f"{key} is {_lookup(cfg, key)}, but must be at least 1.")
+    if cfg.SOLVER.AMP.PRECISION not in PRECISIONS:
+        raise UserError(
+            f"SOLVER.AMP.PRECISION is {cfg.SOLVER.AMP.PRECISION!r}, but must be one of "
+            f"{', '.join(PRECISIONS)}."
+        )
     for key, registry in REGISTRIES.items():
         name = _lookup(cfg, key)
         if name not in registry:
             known = [known for known, _ in registry]
             close = difflib.get_close_matches(name, known, n=1) or known
             raise UserError(f"{key} is {name!r}, but there is no such part; take {close[0]}.")
+
+
+def _fit_to_batch(cfg: CfgNode) -> None:
+    """Rescale a schedule meant for ``SOLVER.REFERENCE_BATCH`` to ``SOLVER.IMS_PER_BATCH``."""
+    solver, test = cfg.SOLVER, cfg.TEST
+    if not solver.REFERENCE_BATCH:
+        return
+    if solver.REFERENCE_BATCH < 0 or solver.REFERENCE_WORLD_SIZE:
+        raise UserError(
+            f"SOLVER.REFERENCE_BATCH is {solver.REFERENCE_BATCH}, but must be a batch size, with "
+            "SOLVER.REFERENCE_WORLD_SIZE 0, or 0."
+        )
+    factor = solver.IMS_PER_BATCH / solver.REFERENCE_BATCH
+    solver.REFERENCE_BATCH = solver.IMS_PER_BATCH
+    solver.BASE_LR *= factor
+    for node, key in (
+        (solver, "MAX_ITER"),
+        (solver, "CHECKPOINT_PERIOD"),
+        (solver, "WARMUP_ITERS"),
+        (test, "EVAL_PERIOD"),
+    ):
+        if node[key]:
+            node[key] = max(1, round(node[key] / factor))
+    solver.STEPS = tuple(round(step / factor) for step in solver.STEPS)
 
 
 def _inherited(path: str, heirs: tuple[str, ...] = ()) -> Iterator[tuple[str, dict]]:

@@ -12,6 +12,7 @@ from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from aff_seg.backbone.attention import Block
 from aff_seg.backbone.clustering import (
@@ -64,6 +65,7 @@ class Stage(nn.Module):
         blocks: the transformer blocks.
         cluster_size, nbhd_size: tokens per cluster and wanted in a neighbourhood.
         alpha, rate, reserve: see :func:`aff_seg.backbone.merging.choose_centres`.
+        checkpoint: compute the blocks' activations again in the backward pass.
     """
 
     def __init__(
@@ -78,9 +80,11 @@ class Stage(nn.Module):
         alpha: float,
         rate: float,
         reserve: bool,
+        checkpoint: bool = False,
     ):
         super().__init__()
         self.index = index
+        self.checkpoint = checkpoint
         self.cluster_size = cluster_size
         self.nbhd_size = nbhd_size
         self.alpha, self.rate, self.reserve = alpha, rate, reserve
@@ -106,7 +110,10 @@ class Stage(nn.Module):
         """
         feat, pos, nbhd = self._cluster(feat, pos, canvas)
         for block in self.blocks:
-            feat = block(feat, pos, nbhd)
+            if self.checkpoint and torch.is_grad_enabled():
+                feat = checkpoint(block, feat, pos, nbhd, use_reentrant=False)
+            else:
+                feat = block(feat, pos, nbhd)
         if self.downsample is None:
             return Points(feat, pos, canvas), None, None
 
@@ -160,6 +167,7 @@ class AutoFocusFormer(Backbone):
         reserve: always keep the coarse grid.
         drop_rate, drop_path_rate: dropout; largest stochastic depth (grows linearly from 0).
         patch_norm: LayerNorm after the patch embedding.
+        checkpoint_blocks: compute activations of blocks again in the backward pass.
         out_features: levels to return.
 
     Raises:
@@ -183,6 +191,7 @@ class AutoFocusFormer(Backbone):
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
         patch_norm: bool = True,
+        checkpoint_blocks: bool = False,
         out_features: Sequence[str] = LEVELS,
     ):
         super().__init__()
@@ -227,6 +236,7 @@ class AutoFocusFormer(Backbone):
                 alpha=alpha,
                 rate=ds_rate,
                 reserve=reserve,
+                checkpoint=checkpoint_blocks,
             )
             self.layers.append(stage)
             self.add_module(f"norm{i}", nn.LayerNorm(embed_dim[i]))
@@ -258,6 +268,7 @@ class AutoFocusFormer(Backbone):
             "drop_rate": aff.DROP_RATE,
             "drop_path_rate": aff.DROP_PATH_RATE,
             "patch_norm": aff.PATCH_NORM,
+            "checkpoint_blocks": aff.CHECKPOINT_BLOCKS,
             "out_features": aff.OUT_FEATURES,
         }
 

@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 # The share of keys that must match for a file to be taken for a checkpoint of the model.
 MIN_MATCHED_SHARE = 0.5
-# The files that Detectron2's PeriodicCheckpointer writes.
+# The files to go on from, which the trainer writes.
 PERIODIC_NAME = re.compile(r"model_(\d{7}|final)\.pth")
 
 

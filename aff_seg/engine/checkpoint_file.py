@@ -95,6 +95,16 @@ def atomic_open(path: str) -> Iterator[IO[bytes]]:
             file.flush()
             os.fsync(file.fileno())
         os.replace(unfinished, path)
+        _sync_folder(folder or ".")
     finally:
         if os.path.exists(unfinished):
             os.remove(unfinished)
+
+
+def _sync_folder(folder: str) -> None:
+    """Have the names in a folder outlast a loss of power."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

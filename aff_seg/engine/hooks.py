@@ -9,13 +9,53 @@ import time
 
 import torch
 from detectron2.engine import HookBase
+from detectron2.utils import comm
 from torch import nn
 
+from aff_seg.engine.checkpoint import Checkpointer
 from aff_seg.engine.checkpoint_file import atomic_open
 from aff_seg.engine.curves import plot_curves
+from aff_seg.engine.stopping import STOPPED_STATUS, Stopped
 from aff_seg.evaluation.report import metric_of
+from aff_seg.randomness import random_state
 
 logger = logging.getLogger(__name__)
+
+
+class Saver(HookBase):
+    """Save every ``period`` iterations, at the end, and before stopping.
+
+    Belongs into every process, for each has random states; comes before the hook that
+    evaluates, so that what stops an evaluation loses no training.
+
+    Args:
+        checkpointer: writes ``model_<iteration>.pth`` and ``model_final.pth``.
+        period: iterations.
+    """
+
+    def __init__(self, checkpointer: Checkpointer, period: int) -> None:
+        self._checkpointer = checkpointer
+        self._period = period
+
+    def after_step(self) -> None:
+        done = self.trainer.iter + 1
+        stops = self.trainer.must_stop
+        names = [f"model_{done - 1:07d}"] if stops or done % self._period == 0 else []
+        if done >= self.trainer.max_iter:
+            names.append("model_final")
+        if not names:
+            return
+        states = comm.gather(random_state())
+        if comm.is_main_process():
+            for name in names:
+                self._checkpointer.save(name, iteration=done - 1, random=states)
+        if stops:
+            comm.synchronize()
+            logger.warning(
+                "Asked to stop: ends after iteration %d with status %d; --resume goes on.",
+                *(done, STOPPED_STATUS),
+            )
+            raise Stopped
 
 
 class ProgressPrinter(HookBase):

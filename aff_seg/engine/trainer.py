@@ -4,30 +4,29 @@ import logging
 import os
 import weakref
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import build_detection_test_loader, build_detection_train_loader
-from detectron2.engine import (
-    AMPTrainer,
-    DefaultTrainer,
-    SimpleTrainer,
-    TrainerBase,
-    create_ddp_model,
-    hooks,
-)
+from detectron2.data import build_detection_test_loader
+from detectron2.engine import DefaultTrainer, TrainerBase, create_ddp_model, hooks
 from detectron2.evaluation import DatasetEvaluators
+from detectron2.layers import NaiveSyncBatchNorm
 from detectron2.modeling import build_model
 from detectron2.utils import comm
 from detectron2.utils.events import EventWriter, JSONWriter, TensorboardXWriter
 from torch import nn
 
 from aff_seg.data import EvaluationMapper, build_train_mapper
+from aff_seg.data.stream import TrainLoader, build_train_loader
 from aff_seg.engine import solver
 from aff_seg.engine.checkpoint import Checkpointer
-from aff_seg.engine.hooks import BestKeeper, CurvePlotter, ProgressPrinter
+from aff_seg.engine.hooks import BestKeeper, CurvePlotter, ProgressPrinter, Saver
+from aff_seg.engine.loop import StepOptions, TrainLoop
+from aff_seg.engine.stopping import StopRequest
 from aff_seg.errors import UserError
 from aff_seg.evaluation import Results, build_evaluator
+from aff_seg.randomness import kept_random_state, set_random_state
 
 logger = logging.getLogger(__name__)
 
@@ -46,14 +45,21 @@ class Trainer(DefaultTrainer):
         """
         TrainerBase.__init__(self)
         cfg = self.auto_scale_workers(cfg, comm.get_world_size())
-        model = self.build_model(cfg)
+        model = share_batch_norm(self.build_model(cfg))
         optimizer = self.build_optimizer(cfg, model)
         loader = self.build_train_loader(cfg)
-        on_gpu = next(model.parameters()).is_cuda
-        devices = [comm.get_local_rank()] if on_gpu else None
+        device = next(model.parameters()).device
+        devices = [torch.cuda.current_device()] if device.type == "cuda" else None
+        options = StepOptions(
+            parts=cfg.SOLVER.ACCUMULATE,
+            max_skipped=cfg.SOLVER.MAX_SKIPPED,
+            precision=autocast_type(cfg, device),
+            as_one=model.as_one,
+        )
         model = create_ddp_model(model, broadcast_buffers=False, device_ids=devices)
-        loop = AMPTrainer if use_amp(cfg, on_gpu) else SimpleTrainer
-        self._trainer = loop(model, loader, optimizer)
+        self.stop_request = StopRequest()
+        self._trainer = TrainLoop(model, loader, optimizer, options, self.stop_request)
+        self._random_states = []
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.checkpointer = Checkpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
         self.start_iter = 0
@@ -64,9 +70,12 @@ class Trainer(DefaultTrainer):
         logging.getLogger("detectron2.engine.train_loop").addFilter(_has_no_user_error)
 
     def build_hooks(self) -> list[hooks.HookBase]:
-        built = super().build_hooks()
+        # Others take the place of Detectron2's checkpointer and writer.
+        replaced = (hooks.PeriodicCheckpointer, hooks.PeriodicWriter)
+        built = [h for h in super().build_hooks() if not isinstance(h, replaced)]
+        evaluation = next(i for i, h in enumerate(built) if isinstance(h, hooks.EvalHook))
+        built.insert(evaluation, Saver(self.checkpointer, self.cfg.SOLVER.CHECKPOINT_PERIOD))
         if comm.is_main_process():
-            built.pop()  # Detectron2's writer, whose period is fixed
             # Short runs, too, get curves worth looking at.
             period = min(20, max(1, self.max_iter // 100))
             if self.cfg.TEST.BEST_METRIC:
@@ -78,6 +87,51 @@ class Trainer(DefaultTrainer):
                 CurvePlotter(self.cfg.OUTPUT_DIR),
             ]
         return built
+
+    @property
+    def must_stop(self) -> bool:
+        """Whether any process was asked to stop before the last step."""
+        return self._trainer.must_stop
+
+    def resume_or_load(self, resume: bool = True) -> None:
+        """Load ``MODEL.WEIGHTS``, or with ``resume`` go on from the last checkpoint.
+
+        What a resumed run computes is what the run would have computed without a break.
+        """
+        rest = self.checkpointer.resume_or_load(self.cfg.MODEL.WEIGHTS, resume=resume)
+        if resume and self.checkpointer.has_checkpoint():
+            self.start_iter = self.iter + 1
+            self._random_states = rest.get("random", [])
+            if len(self._random_states) != comm.get_world_size():
+                logger.warning(
+                    "The checkpoint has random states of %d processes, not %d: these begin anew.",
+                    *(len(self._random_states), comm.get_world_size()),
+                )
+                self._random_states = []
+
+    def train(self) -> None:
+        self.stop_request.listen()
+        super().train()
+
+    def before_train(self) -> None:
+        super().before_train()
+        if self._random_states:
+            set_random_state(self._random_states[comm.get_rank()])
+
+    def after_train(self) -> None:
+        if self.must_stop:
+            # There is no time left; a resumed run evaluates.
+            self._hooks = [h for h in self._hooks if not isinstance(h, hooks.EvalHook)]
+        self._trainer.close_data()
+        super().after_train()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "data": self.data_loader.state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        if "data" in state_dict:
+            self.data_loader.load_state_dict(state_dict["data"])
 
     def build_writers(self) -> list[EventWriter]:
         """TensorBoard events and ``metrics.json``; the terminal has :class:`ProgressPrinter`."""
@@ -110,8 +164,8 @@ class Trainer(DefaultTrainer):
         return solver.build_lr_scheduler(cfg, optimizer)
 
     @classmethod
-    def build_train_loader(cls, cfg: CfgNode) -> Iterable:
-        return build_detection_train_loader(cfg, mapper=build_train_mapper(cfg))
+    def build_train_loader(cls, cfg: CfgNode) -> TrainLoader:
+        return build_train_loader(cfg, build_train_mapper(cfg))
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Iterable:
@@ -119,16 +173,54 @@ class Trainer(DefaultTrainer):
         return build_detection_test_loader(cfg, dataset_name, mapper=mapper)
 
     @classmethod
+    def test(cls, cfg: CfgNode, model: nn.Module, evaluators: Any = None) -> Results:
+        # Training goes on as if there had been no evaluation.
+        with kept_random_state():
+            return super().test(cfg, model, evaluators)
+
+    @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluators:
         folder = os.path.join(cfg.OUTPUT_DIR, "inference", dataset_name)
         return build_evaluator(cfg, dataset_name, folder)
 
 
-def use_amp(cfg: CfgNode, on_gpu: bool) -> bool:
-    """Whether to train in mixed precision; a CPU never does, and says so where it should."""
-    if cfg.SOLVER.AMP.ENABLED and not on_gpu:
-        logger.warning("SOLVER.AMP.ENABLED needs a GPU: training in float32.")
-    return cfg.SOLVER.AMP.ENABLED and on_gpu
+def autocast_type(cfg: CfgNode, device: torch.device) -> torch.dtype | None:
+    """The type to compute in where it may be lower than float32, or None for float32.
+
+    None where ``SOLVER.AMP`` is off, and where the device has no such arithmetic, which is
+    logged.
+    """
+    amp = cfg.SOLVER.AMP
+    if not amp.ENABLED:
+        return None
+    kind = getattr(torch, amp.PRECISION)
+    on_gpu = device.type == "cuda"
+    if kind == torch.float16 and not on_gpu or kind == torch.bfloat16 and not _has_bf16(device):
+        logger.warning(
+            "SOLVER.AMP.PRECISION is %s, which is not for this %s: training in float32.",
+            *(amp.PRECISION, "GPU" if on_gpu else "CPU"),
+        )
+        return None
+    return kind
+
+
+def share_batch_norm(model: nn.Module) -> nn.Module:
+    """Have batch norms use the statistics of the whole batch where processes share it."""
+    if comm.get_world_size() == 1:
+        return model
+    if next(model.parameters()).is_cuda:
+        return nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if type(child) is nn.BatchNorm2d:
+                shared = NaiveSyncBatchNorm(child.num_features, child.eps, child.momentum)
+                shared.load_state_dict(child.state_dict())
+                setattr(module, name, shared)
+    return model
+
+
+def _has_bf16(device: torch.device) -> bool:
+    return device.type == "cpu" or torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def by_dataset(cfg: CfgNode, results: Results) -> Results:

@@ -1,5 +1,8 @@
 """Set loss of masks and classes (Mask2Former, arXiv 2112.01527, section 3.3)."""
 
+import contextlib
+from collections.abc import Iterator
+
 import torch
 import torch.nn.functional as F
 from detectron2.projects.point_rend.point_features import (
@@ -36,6 +39,7 @@ class SetCriterion(nn.Module):
     ):
         super().__init__()
         self.num_classes = num_classes
+        self.no_object_weight = no_object_weight
         self.matcher = matcher
         self.num_points = num_points
         self.oversample_ratio = oversample_ratio
@@ -43,6 +47,20 @@ class SetCriterion(nn.Module):
         empty_weight = torch.ones(num_classes + 1)
         empty_weight[-1] = no_object_weight
         self.register_buffer("empty_weight", empty_weight)
+        self._whole_batch = None
+
+    @contextlib.contextmanager
+    def as_one(self, counts: list[int]) -> Iterator[None]:
+        """Within, batches are parts of one; their losses add up to those of all together.
+
+        Args:
+            counts: number of targets of every image of this process.
+        """
+        self._whole_batch = counts
+        try:
+            yield
+        finally:
+            self._whole_batch = None
 
     def forward(self, outputs: dict, targets: list[dict[str, Tensor]]) -> dict[str, Tensor]:
         """Losses of the last prediction and, with a suffix ``_0``, ``_1``, ..., the earlier ones.
@@ -55,27 +73,43 @@ class SetCriterion(nn.Module):
         Returns:
             ``loss_ce``, ``loss_mask``, ``loss_dice`` and their suffixed copies.
         """
-        num_masks = self._average_number_of_masks(targets, outputs["pred_logits"].device)
+        logits = outputs["pred_logits"]
+        counts = self._whole_batch or [len(target["labels"]) for target in targets]
+        divisors = self._divisors(counts, logits.shape[1], logits.device)
         predictions = {"": outputs}
         for i, early in enumerate(outputs.get("aux_outputs", [])):
             predictions[f"_{i}"] = early
         # Sums over thousands of points overflow in 16 bits.
-        with torch.autocast(outputs["pred_logits"].device.type, enabled=False):
+        with torch.autocast(logits.device.type, enabled=False):
             return {
                 f"{name}{suffix}": value
                 for suffix, prediction in predictions.items()
-                for name, value in self._losses(prediction, targets, num_masks).items()
+                for name, value in self._losses(prediction, targets, *divisors).items()
             }
 
-    @staticmethod
-    def _average_number_of_masks(targets: list[dict[str, Tensor]], device: torch.device) -> float:
-        total = torch.tensor([float(sum(len(t["labels"]) for t in targets))], device=device)
+    def _divisors(
+        self, counts: list[int], queries: int, device: torch.device
+    ) -> tuple[float, float]:
+        """Number of masks, and weight of all queries in the cross-entropy.
+
+        Both are means over processes, so that the losses of a batch do not depend on how it is
+        split among them.
+        """
+        matched = sum(min(count, queries) for count in counts)
+        unmatched = len(counts) * queries - matched
+        sums = [float(sum(counts)), matched + self.no_object_weight * unmatched]
         if comm.get_world_size() > 1:
-            torch.distributed.all_reduce(total)
-        return max(total.item() / comm.get_world_size(), 1.0)
+            shared = torch.tensor(sums, dtype=torch.float64, device=device)
+            torch.distributed.all_reduce(shared)
+            sums = (shared / comm.get_world_size()).tolist()
+        return max(sums[0], 1.0), sums[1] or 1.0
 
     def _losses(
-        self, outputs: dict, targets: list[dict[str, Tensor]], num_masks: float
+        self,
+        outputs: dict,
+        targets: list[dict[str, Tensor]],
+        num_masks: float,
+        class_weight: float,
     ) -> dict[str, Tensor]:
         logits, masks = outputs["pred_logits"], outputs["pred_masks"]
         matches = self.matcher(logits, masks, targets)
@@ -85,9 +119,10 @@ class SetCriterion(nn.Module):
 
         classes = torch.full(logits.shape[:2], self.num_classes, dtype=torch.int64)
         classes[image, query] = torch.cat(labels)
-        loss_ce = F.cross_entropy(
-            logits.float().transpose(1, 2), classes.to(logits.device), self.empty_weight
-        )
+        # One row per query: the loss of rows has one order of summing on every device.
+        rows, wanted_classes = logits.float().flatten(0, 1), classes.flatten().to(logits.device)
+        loss_ce = F.cross_entropy(rows, wanted_classes, self.empty_weight, reduction="sum")
+        loss_ce = loss_ce / class_weight
         matched = masks[image.to(masks.device), query.to(masks.device)].float()
         wanted = [
             t["masks"][i.to(t["masks"].device)].to(matched)

@@ -19,7 +19,7 @@ from aff_seg import add_aff_config
 from aff_seg.cli import plain_errors
 from aff_seg.engine.curves import plot_curves, read_metrics
 from aff_seg.engine.hooks import BestKeeper, CurvePlotter, ProgressPrinter
-from aff_seg.engine.trainer import _has_no_user_error, by_dataset, use_amp
+from aff_seg.engine.trainer import _has_no_user_error, autocast_type, by_dataset
 from aff_seg.errors import UserError
 
 
@@ -105,21 +105,20 @@ def test_time_left_comes_from_the_time_per_iteration():
         assert printer._line(11).startswith("iter 11/101  eta 0:03:00  2.00 s/iter  lr 1.00e-04")
 
 
-def test_infinite_loss_names_the_iteration():
-    trainer = trainer_of(Losses(), [torch.tensor(1.0), torch.tensor(float("inf"))])
-    with pytest.raises(FloatingPointError, match="iteration=1"):
-        trainer.train(0, 2)
-
-
-def test_mixed_precision_falls_back_on_a_cpu(caplog):
+def test_precision_falls_back_where_the_device_lacks_it(caplog):
     cfg = get_cfg()
     add_aff_config(cfg)
-    assert not use_amp(cfg, on_gpu=False)
-    assert not caplog.messages
+    cpu = torch.device("cpu")
+    assert autocast_type(cfg, cpu) is None
     cfg.SOLVER.AMP.ENABLED = True
-    assert use_amp(cfg, on_gpu=True)
-    assert not use_amp(cfg, on_gpu=False)
-    assert caplog.messages == ["SOLVER.AMP.ENABLED needs a GPU: training in float32."]
+    assert autocast_type(cfg, torch.device("cuda")) is torch.float16
+    cfg.SOLVER.AMP.PRECISION = "bfloat16"
+    assert autocast_type(cfg, cpu) is torch.bfloat16
+    assert not caplog.messages
+    cfg.SOLVER.AMP.PRECISION = "float16"
+    assert autocast_type(cfg, cpu) is None
+    sentence = "SOLVER.AMP.PRECISION is float16, which is not for this CPU: training in float32."
+    assert caplog.messages == [sentence]
 
 
 def test_results_are_named_by_dataset():

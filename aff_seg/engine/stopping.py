@@ -1,0 +1,35 @@
+"""Stopping on a signal, after the step and with a checkpoint."""
+
+import signal
+import types
+
+# EX_TEMPFAIL of sysexits.h: to be tried again.
+STOPPED_STATUS = 75
+# scancel and most others send SIGTERM; sbatch --signal=USR1@60 warns before the time is up.
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+
+
+class Stopped(SystemExit):
+    """Ends a training that was asked to stop and has written a checkpoint."""
+
+    def __init__(self) -> None:
+        super().__init__(STOPPED_STATUS)
+
+
+class StopRequest:
+    """Notes the signals that ask a process to stop."""
+
+    def __init__(self) -> None:
+        self.name: str | None = None
+
+    def listen(self) -> None:
+        """From now on such signals are noted, and do nothing else."""
+        for number in SIGNALS:
+            signal.signal(number, self._note)
+
+    def _note(self, number: int, frame: types.FrameType | None) -> None:
+        self.name = signal.Signals(number).name
+
+    def __call__(self) -> bool:
+        """Whether the process was asked to stop."""
+        return self.name is not None

@@ -1,0 +1,127 @@
+"""A training that is killed, stopped or repeated computes what it would have computed anyway."""
+
+import random
+import re
+import signal
+import time
+
+import pytest
+import torch
+from train_runs import run, start
+
+from aff_seg.data.shapes import write_dataset
+
+# Odd, so that epochs end within batches; shuffling and flips matter; evaluations lie between.
+ITERATIONS = 12
+SETTINGS = {
+    "SEED": 5,
+    "SOLVER__MAX_ITER": ITERATIONS,
+    "SOLVER__CHECKPOINT_PERIOD": 1,
+    "TEST__EVAL_PERIOD": 5,
+    "MODEL__AFF__DROP_PATH_RATE": 0.3,
+    "INPUT__COLOR_AUG_SSD": True,
+}
+
+
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory):
+    root = tmp_path_factory.mktemp("shapes")
+    write_dataset(layout="cityscapes", root=root, train=5, val=1, size=(64, 128), progress=False)
+    return root
+
+
+def state_of(output, name="model_final"):
+    return torch.load(output / f"{name}.pth", weights_only=True)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(shapes, tmp_path_factory):
+    output = tmp_path_factory.mktemp("whole") / "out"
+    begin = time.monotonic()
+    code, _, err = run(shapes, output, **SETTINGS)
+    assert code == 0, err
+    return state_of(output), time.monotonic() - begin
+
+
+def differences(a, b, path=""):
+    """Where two states differ by a bit."""
+    if isinstance(a, dict) and isinstance(b, dict):
+        keys = sorted({*a, *b}, key=str)
+        return [d for k in keys for d in differences(a.get(k), b.get(k), f"{path}/{k}")]
+    if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)) and len(a) == len(b):
+        pairs = enumerate(zip(a, b, strict=True))
+        return [d for i, (x, y) in pairs for d in differences(x, y, f"{path}/{i}")]
+    if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
+        same = a.dtype == b.dtype and torch.equal(a.nan_to_num(), b.nan_to_num())
+        return [] if same and a.isnan().equal(b.isnan()) else [path]
+    return [] if a == b else [path]
+
+
+def test_states_that_differ_are_told_apart(uninterrupted):
+    state, _ = uninterrupted
+    assert {"model", "trainer", "iteration", "random"} <= state.keys()
+    assert not differences(state, state)
+    other = {**state, "random": [{**state["random"][0], "torch": torch.zeros(3)}]}
+    assert differences(state, other) == ["/random/0/torch"]
+
+
+def test_another_seed_gives_another_training(shapes, uninterrupted, tmp_path):
+    code, _, err = run(shapes, tmp_path / "out", **{**SETTINGS, "SEED": 6})
+    assert code == 0, err
+    changed = differences(uninterrupted[0], state_of(tmp_path / "out"))
+    assert any(path.startswith("/model/backbone") for path in changed)
+
+
+@pytest.mark.parametrize(
+    ("kills", "workers"), [(2, 0), pytest.param(10, 1, marks=pytest.mark.slow)]
+)
+@pytest.mark.timeout(900)
+def test_killed_runs_end_as_if_nothing_had_happened(
+    shapes, uninterrupted, tmp_path, kills, workers
+):
+    whole, seconds = uninterrupted
+    output, dice = tmp_path / "out", random.Random(kills)
+    settings = {**SETTINGS, "DATALOADER__NUM_WORKERS": workers}
+    for kill in range(kills):
+        process = start(shapes, output, "--resume", **settings)
+        try:
+            # A little more than a whole run, so that the end is hit, too.
+            process.communicate(timeout=dice.uniform(0.3, 1.1) * seconds)
+        except Exception:
+            process.send_signal(signal.SIGKILL)
+        _, err = process.communicate()
+        assert process.returncode in (0, -signal.SIGKILL), (kill, err)
+    code, out, err = run(shapes, output, "--resume", **settings)
+    assert code == 0, err
+    assert out.splitlines()[-1].startswith("cityscapes_fine_panoptic_val")
+    assert not differences(whole, state_of(output))
+
+
+def test_a_broken_checkpoint_falls_back_and_nothing_is_lost(shapes, uninterrupted, tmp_path):
+    output = tmp_path / "out"
+    code, _, err = run(shapes, output, **SETTINGS)
+    assert code == 0, err
+    for name in ("model_final", "model_0000011", "model_0000010"):
+        path = output / f"{name}.pth"
+        path.write_bytes(path.read_bytes()[:-3000])
+    code, out, err = run(shapes, output, "--resume", **SETTINGS)
+    assert code == 0, err
+    assert "model_final.pth is damaged: trying the one before." in out
+    assert re.search(r"Resuming from \S+/model_0000009.pth", out)
+    assert not differences(uninterrupted[0], state_of(output))
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1"])
+def test_a_signal_saves_and_ends_with_a_status_of_its_own(shapes, tmp_path, name):
+    output = tmp_path / "out"
+    settings = {**SETTINGS, "SOLVER__MAX_ITER": 100_000, "SOLVER__CHECKPOINT_PERIOD": 3}
+    process = start(shapes, output, DATALOADER__NUM_WORKERS=1, **settings)
+    while not (output / "last_checkpoint").exists():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.02)
+    process.send_signal(signal.Signals[name])
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 75, err
+    done = re.search(r"ends after iteration (\d+) with status 75; --resume goes on", out)[1]
+    assert (output / "last_checkpoint").read_text() == f"model_{int(done) - 1:07d}.pth"
+    assert "Traceback" not in out + err
