@@ -1,10 +1,14 @@
 """Train or evaluate AutoFocusFormer.
 
     python train_net.py --config-file configs/cityscapes/panoptic/aff_mini.yaml --num-gpus 8
-    python train_net.py --config-file ... --resume
+    torchrun --nproc-per-node 8 train_net.py --config-file ...
+    srun python train_net.py --config-file ... --resume
     python train_net.py --config-file ... --eval-only MODEL.WEIGHTS model.pth
 
 Any config key can be set at the end: ``SOLVER.IMS_PER_BATCH 8 OUTPUT_DIR output/mini``.
+
+SIGTERM and SIGUSR1 end a training after its step, with a checkpoint and status 75; --resume goes
+on as if there had been no break.
 """
 
 import argparse
@@ -12,9 +16,8 @@ import logging
 import os
 import sys
 
-import torch
 from detectron2.config import CfgNode
-from detectron2.engine import default_argument_parser, default_setup, launch
+from detectron2.engine import default_argument_parser, default_setup
 from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
@@ -24,6 +27,7 @@ from aff_seg.cli import plain_errors
 from aff_seg.data import check_datasets
 from aff_seg.engine.checkpoint import Checkpointer
 from aff_seg.engine.checkpoint_file import check_weights_exist
+from aff_seg.engine.launch import launch
 from aff_seg.engine.trainer import Trainer, by_dataset
 from aff_seg.errors import UserError
 from aff_seg.evaluation import (
@@ -103,25 +107,10 @@ def main(args: argparse.Namespace) -> None:
                 verify_results(cfg, result)
 
 
-def check_devices(args: argparse.Namespace) -> None:
-    """Raise a :class:`UserError` where there are fewer GPUs than asked for, but not none."""
-    visible = torch.cuda.device_count()
-    if 0 < visible < args.num_gpus:
-        raise UserError(f"--num-gpus is {args.num_gpus}, but only {visible} are visible.")
-
-
 if __name__ == "__main__":
     arguments = default_argument_parser().parse_args()
     with plain_errors(PROGRAM):
-        check_devices(arguments)
         try:
-            launch(
-                main,
-                arguments.num_gpus,
-                num_machines=arguments.num_machines,
-                machine_rank=arguments.machine_rank,
-                dist_url=arguments.dist_url,
-                args=(arguments,),
-            )
+            launch(main, arguments)
         except ProcessExitedException as failed:
             sys.exit(failed.exit_code)

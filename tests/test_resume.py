@@ -125,3 +125,36 @@ def test_a_signal_saves_and_ends_with_a_status_of_its_own(shapes, tmp_path, name
     done = re.search(r"ends after iteration (\d+) with status 75; --resume goes on", out)[1]
     assert (output / "last_checkpoint").read_text() == f"model_{int(done) - 1:07d}.pth"
     assert "Traceback" not in out + err
+
+
+TWO = ("--num-gpus", "2", "--dist-url", "auto")
+
+
+def test_two_processes_stop_together_and_resume(shapes, tmp_path):
+    settings = {**SETTINGS, "TEST__EVAL_PERIOD": 0}
+    code, _, err = run(shapes, tmp_path / "whole", *TWO, **settings)
+    assert code == 0, err
+    output = tmp_path / "out"
+    process = start(shapes, output, *TWO, **settings)
+    while not (output / "last_checkpoint").exists():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.02)
+    # The first process alone gets it, as from a batch system that knows no others.
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 75, err
+    code, _, err = run(shapes, output, "--resume", *TWO, **settings)
+    assert code == 0, err
+    whole, resumed = state_of(tmp_path / "whole"), state_of(output)
+    assert not differences(whole, resumed)
+    assert len(whole["random"]) == 2 and differences(*whole["random"])
+
+
+def test_deterministic_runs_give_the_same_bits_without_a_seed(shapes, tmp_path):
+    settings = {**SETTINGS, "SEED": -1, "DETERMINISTIC": True, "SOLVER__MAX_ITER": 4}
+    settings |= {"SOLVER__AMP__ENABLED": True, "SOLVER__AMP__PRECISION": "bfloat16"}
+    settings |= {"SOLVER__ACCUMULATE": 2, "MODEL__AFF__CHECKPOINT_BLOCKS": True}
+    for name in ("one", "two"):
+        code, _, err = run(shapes, tmp_path / name, **settings)
+        assert code == 0, err
+    assert not differences(state_of(tmp_path / "one"), state_of(tmp_path / "two"))

@@ -109,3 +109,42 @@ def test_unknown_variant_lists_those_there_are():
 def test_values_that_no_model_can_have(opts, message):
     with pytest.raises(UserError, match=message):
         load_cfg(str(CONFIGS / "cityscapes/panoptic/aff_mini.yaml"), opts)
+
+
+def test_schedule_is_rescaled_to_the_batch_on_request():
+    recipe = load_cfg(MINI)
+    half = str(recipe.SOLVER.IMS_PER_BATCH // 2)
+    same = load_cfg(MINI, ["SOLVER.IMS_PER_BATCH", half])
+    assert same.SOLVER.MAX_ITER == recipe.SOLVER.MAX_ITER
+    asked = ["SOLVER.REFERENCE_BATCH", str(recipe.SOLVER.IMS_PER_BATCH), "SOLVER.STEPS", "(300,)"]
+    cfg = load_cfg(MINI, ["SOLVER.IMS_PER_BATCH", half, *asked])
+    assert cfg.SOLVER.BASE_LR == pytest.approx(recipe.SOLVER.BASE_LR / 2)
+    assert cfg.SOLVER.STEPS == (600,)
+    for section, key in (
+        ("SOLVER", "MAX_ITER"),
+        ("SOLVER", "WARMUP_ITERS"),
+        ("SOLVER", "CHECKPOINT_PERIOD"),
+        ("TEST", "EVAL_PERIOD"),
+    ):
+        assert cfg[section][key] == 2 * recipe[section][key], key
+    # A config that was saved and is loaded again stays as it is.
+    assert cfg.SOLVER.REFERENCE_BATCH == cfg.SOLVER.IMS_PER_BATCH
+    unchanged = load_cfg(MINI, asked)
+    assert unchanged.SOLVER.BASE_LR == recipe.SOLVER.BASE_LR
+    assert unchanged.SOLVER.MAX_ITER == recipe.SOLVER.MAX_ITER
+
+
+@pytest.mark.parametrize(
+    ("opts", "sentence"),
+    [
+        (["SOLVER.REFERENCE_BATCH", "-1"], "SOLVER.REFERENCE_BATCH is -1, but must be a batch"),
+        (
+            ["SOLVER.REFERENCE_BATCH", "8", "SOLVER.REFERENCE_WORLD_SIZE", "2"],
+            "must be a batch size, with SOLVER.REFERENCE_WORLD_SIZE 0, or 0.",
+        ),
+        (["SOLVER.AMP.PRECISION", "float8"], "must be one of float16, bfloat16."),
+        (["SOLVER.ACCUMULATE", "0"], "SOLVER.ACCUMULATE is 0, but must be at least 1."),
+    ],
+)
+def test_wrong_keys_of_the_solver_are_told(opts, sentence):
+    assert sentence in error_of(MINI, opts)

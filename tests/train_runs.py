@@ -30,10 +30,13 @@ TINY = {
 }
 
 
-def start(shapes, output, *arguments, launcher=(str(ROOT / "train_net.py"),), **settings):
+def start(
+    shapes, output, *arguments, launcher=(str(ROOT / "train_net.py"),), variables=(), **settings
+):
     """Start train_net.py with a tiny model; ``settings`` have __ for the dots of a key.
 
-    ``launcher`` are the arguments to Python before those of train_net.py.
+    ``launcher`` are the arguments to Python before those of train_net.py; ``variables`` of the
+    environment are added.
     """
     settings = {key.replace("__", "."): str(value) for key, value in settings.items()}
     options = {**TINY, "OUTPUT_DIR": str(output), **settings}
@@ -45,6 +48,7 @@ def start(shapes, output, *arguments, launcher=(str(ROOT / "train_net.py"),), **
         "PYTHONPATH": str(ROOT),
         "OMP_NUM_THREADS": "1",
         "CUDA_VISIBLE_DEVICES": "",
+        **dict(variables),
     }
     pipe = subprocess.PIPE
     return subprocess.Popen(

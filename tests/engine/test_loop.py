@@ -6,6 +6,7 @@ import pytest
 import torch
 from detectron2.structures import Instances
 from detectron2.utils.events import EventStorage
+from even_points import even_rand
 from torch import nn
 
 from aff_seg.engine.loop import StepOptions, TrainLoop
@@ -149,18 +150,6 @@ def inputs(count, seed=0):
     return batch
 
 
-def even_points(monkeypatch):
-    """Have the points of every mask be the same, so that losses depend on the masks alone."""
-
-    def rand(*size, device=None, **kwargs):
-        *_, points, two = size
-        index = torch.arange(points, device=device)
-        grid = torch.stack((index * 0.754877 % 1, index * 0.569840 % 1), -1)
-        return grid.expand(*size).clone()
-
-    monkeypatch.setattr(torch, "rand", rand)
-
-
 def step(model, batch, **options):
     """Losses and gradients of one step."""
     model.zero_grad()
@@ -185,7 +174,7 @@ def assert_equal_steps(one, other, tolerance):
 
 @pytest.mark.parametrize("parts", [2, 4])
 def test_parts_add_up_to_the_batch(model, monkeypatch, parts):
-    even_points(monkeypatch)
+    monkeypatch.setattr(torch, "rand", even_rand)
     batch = inputs(4)
     whole = step(model, batch, as_one=model.as_one)
     assert_equal_steps(whole, step(model, batch, parts=parts, as_one=model.as_one), 1e-4)

@@ -1,0 +1,160 @@
+"""Processes of a training: started here as by Detectron2, or by torchrun or srun."""
+
+import multiprocessing
+import os
+import re
+import signal
+import types
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import detectron2.engine
+import torch
+from detectron2.engine.launch import DEFAULT_TIMEOUT
+from detectron2.utils import comm
+
+from aff_seg.engine.stopping import SIGNALS
+from aff_seg.errors import UserError
+
+
+@dataclass(frozen=True)
+class Place:
+    """A process among those that a launcher has started.
+
+    Attributes:
+        launcher: its name.
+        rank, size: number of this process; how many there are.
+        local_rank, local_size: the same on this machine.
+        address, port: where the first process listens.
+    """
+
+    launcher: str
+    rank: int
+    size: int
+    local_rank: int
+    local_size: int
+    address: str
+    port: int
+
+
+def place_in(environment: Mapping[str, str]) -> Place | None:
+    """What torchrun or srun has put into the environment; None where neither started us.
+
+    Raises:
+        UserError: machines have different numbers of processes.
+    """
+    if {"RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"} <= environment.keys():
+        size = environment["WORLD_SIZE"]
+        return Place(
+            launcher="torchrun",
+            rank=int(environment["RANK"]),
+            size=int(size),
+            local_rank=int(environment["LOCAL_RANK"]),
+            local_size=int(environment.get("LOCAL_WORLD_SIZE", size)),
+            address=environment["MASTER_ADDR"],
+            port=int(environment["MASTER_PORT"]),
+        )
+    # The script of sbatch has the other variables, too, but is not a step.
+    if {"SLURM_STEP_ID", "SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID"} <= environment.keys():
+        return _place_in_step(environment)
+    return None
+
+
+def _place_in_step(environment: Mapping[str, str]) -> Place:
+    size = int(environment.get("SLURM_STEP_NUM_TASKS", environment["SLURM_NTASKS"]))
+    tasks = environment.get("SLURM_STEP_TASKS_PER_NODE") or environment.get(
+        "SLURM_TASKS_PER_NODE", str(size)
+    )
+    # Such as 4(x2),3.
+    counts = {int(count) for count in re.findall(r"(\d+)(?:\(x\d+\))?", tasks)}
+    if len(counts) > 1:
+        raise UserError(
+            f"srun started {tasks} tasks per node; ask for equal numbers with --ntasks-per-node."
+        )
+    nodes = environment.get("SLURM_STEP_NODELIST") or environment.get("SLURM_NODELIST", "")
+    job = int(environment.get("SLURM_JOB_ID", "0"))
+    return Place(
+        launcher="srun",
+        rank=int(environment["SLURM_PROCID"]),
+        size=size,
+        local_rank=int(environment["SLURM_LOCALID"]),
+        local_size=counts.pop(),
+        address=environment.get("MASTER_ADDR") or first_node(nodes) or "127.0.0.1",
+        # Jobs that share a machine need different ones.
+        port=int(environment.get("MASTER_PORT") or 20000 + job % 20000),
+    )
+
+
+def first_node(nodes: str) -> str:
+    """The first name of a list in SLURM's short form: ``gpu[03-05,7],cpu1`` begins with gpu03."""
+    first = re.match(r"(?:[^,\[]|\[[^\]]*\])*", nodes)[0]
+    return re.sub(r"\[(\w+)[^\]]*\]", r"\1", first)
+
+
+def launch(main: Callable[[Any], None], arguments: Any) -> None:
+    """Run ``main(arguments)`` in every process of the training.
+
+    Where torchrun or srun started several, this is one of them; else ``--num-gpus`` and the like
+    start them, as in Detectron2. Signals that ask to stop are passed on to those.
+
+    Raises:
+        UserError: there are too few GPUs, or two ways to start processes are mixed.
+    """
+    place = place_in(os.environ)
+    if place is not None and place.size > 1:
+        if arguments.num_gpus != 1 or arguments.num_machines != 1:
+            raise UserError(
+                f"{place.launcher} has started {place.size} processes; leave out --num-gpus and "
+                "--num-machines."
+            )
+        _join(place)
+        main(arguments)
+        torch.distributed.destroy_process_group()
+        return
+    check_devices(arguments.num_gpus, "--num-gpus is")
+    if arguments.num_gpus > 1:
+        for number in SIGNALS:
+            signal.signal(number, _pass_on)
+    detectron2.engine.launch(
+        main,
+        arguments.num_gpus,
+        num_machines=arguments.num_machines,
+        machine_rank=arguments.machine_rank,
+        dist_url=arguments.dist_url,
+        args=(arguments,),
+    )
+
+
+def check_devices(wanted: int, who: str) -> None:
+    """Raise a :class:`UserError` where there are fewer GPUs than wanted, but not none."""
+    visible = torch.cuda.device_count()
+    if 0 < visible < wanted:
+        raise UserError(f"{who} {wanted}, but only {visible} are visible.")
+
+
+def _join(place: Place) -> None:
+    """Make the process groups that Detectron2 expects."""
+    # srun can show each task a GPU of its own.
+    own = place.launcher == "srun" and torch.cuda.device_count() == 1
+    if not own:
+        check_devices(place.local_size, f"{place.launcher}'s processes on this machine are")
+    os.environ.update(
+        MASTER_ADDR=place.address,
+        MASTER_PORT=str(place.port),
+        RANK=str(place.rank),
+        WORLD_SIZE=str(place.size),
+    )
+    on_gpu = torch.cuda.is_available()
+    if on_gpu:
+        torch.cuda.set_device(0 if own else place.local_rank)
+    torch.distributed.init_process_group(
+        "nccl" if on_gpu else "gloo", init_method="env://", timeout=DEFAULT_TIMEOUT
+    )
+    comm.create_local_process_group(place.local_size)
+    comm.synchronize()
+
+
+def _pass_on(number: int, frame: types.FrameType | None) -> None:
+    for child in multiprocessing.active_children():
+        os.kill(child.pid, number)
