@@ -96,6 +96,7 @@ setup(
     extras_require={
         "dev": ["ninja>=1.10", "pytest>=7.4", "pytest-timeout>=2.2", "ruff>=0.5"],
         "bench": ["transformers>=5.0"],
+        "slurm": ["submitit>=1.5"],
     },
     **native_operators(),
 )

@@ -7,8 +7,8 @@
 
 Any config key can be set at the end: ``SOLVER.IMS_PER_BATCH 8 OUTPUT_DIR output/mini``.
 
-SIGTERM and SIGUSR1 end a training after its step, with a checkpoint and status 75; --resume goes
-on as if there had been no break.
+SIGTERM, SIGUSR1 and SIGUSR2 end a training after its step, with a checkpoint and status 75;
+--resume goes on as if there had been no break.
 """
 
 import argparse

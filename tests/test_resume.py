@@ -111,7 +111,7 @@ def test_a_broken_checkpoint_falls_back_and_nothing_is_lost(shapes, uninterrupte
     assert not differences(uninterrupted[0], state_of(output))
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1"])
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1", "SIGUSR2"])
 def test_a_signal_saves_and_ends_with_a_status_of_its_own(shapes, tmp_path, name):
     output = tmp_path / "out"
     settings = {**SETTINGS, "SOLVER__MAX_ITER": 100_000, "SOLVER__CHECKPOINT_PERIOD": 3}

@@ -448,7 +448,7 @@ def test_pins_satisfy_setup_py(monkeypatch):
         requirement = Requirement(text)
         assert requirement.specifier.contains(pinned[requirement.name]), text
     constraints = (ROOT / "constraints.txt").read_text()
-    for text in arguments["extras_require"]["bench"]:
+    for text in (*arguments["extras_require"]["bench"], *arguments["extras_require"]["slurm"]):
         assert f"\n{Requirement(text).name}==" in constraints
     assert not {"torch", "torchvision", "detectron2"} & set(
         Requirement(text).name for text in arguments["install_requires"]

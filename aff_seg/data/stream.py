@@ -6,7 +6,6 @@ not on what was drawn before.
 """
 
 import itertools
-import signal
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -21,6 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from aff_seg.errors import UserError
 from aff_seg.randomness import seeded
+from aff_seg.stopping import ignore_signals
 
 # Place in the sequence of images, and index of the image in the dataset.
 Place = tuple[int, int]
@@ -67,7 +67,7 @@ class TrainLoader:
             batch_sampler=self._shares(),
             num_workers=self._workers,
             collate_fn=trivial_batch_collator,
-            worker_init_fn=_ignore_stop_signals,
+            worker_init_fn=lambda worker: ignore_signals(),
             # Without one, torch draws from the generator that the model uses.
             generator=torch.Generator(),
         )
@@ -136,12 +136,6 @@ def _is_wide(record: dict) -> bool:
             return image.width > image.height
     except (OSError, SyntaxError, ValueError):
         return False  # told by the mapper, should its turn come
-
-
-def _ignore_stop_signals(worker: int) -> None:
-    """A batch system may signal every process; the training stops its data workers itself."""
-    for number in (signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(number, signal.SIG_IGN)
 
 
 def build_train_loader(cfg: CfgNode, mapper: Callable[[dict], dict]) -> TrainLoader:

@@ -15,9 +15,9 @@ from torch import nn
 from aff_seg.engine.checkpoint import Checkpointer
 from aff_seg.engine.checkpoint_file import atomic_open
 from aff_seg.engine.curves import plot_curves
-from aff_seg.engine.stopping import STOPPED_STATUS, Stopped
 from aff_seg.evaluation.report import metric_of
 from aff_seg.randomness import random_state
+from aff_seg.stopping import STOPPED_STATUS, Stopped
 
 logger = logging.getLogger(__name__)
 

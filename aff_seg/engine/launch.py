@@ -14,8 +14,8 @@ import torch
 from detectron2.engine.launch import DEFAULT_TIMEOUT
 from detectron2.utils import comm
 
-from aff_seg.engine.stopping import SIGNALS
 from aff_seg.errors import UserError
+from aff_seg.stopping import SIGNALS
 
 
 @dataclass(frozen=True)

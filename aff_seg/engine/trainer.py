@@ -23,10 +23,10 @@ from aff_seg.engine import solver
 from aff_seg.engine.checkpoint import Checkpointer
 from aff_seg.engine.hooks import BestKeeper, CurvePlotter, ProgressPrinter, Saver
 from aff_seg.engine.loop import StepOptions, TrainLoop
-from aff_seg.engine.stopping import StopRequest
 from aff_seg.errors import UserError
 from aff_seg.evaluation import Results, build_evaluator
 from aff_seg.randomness import kept_random_state, set_random_state
+from aff_seg.stopping import StopRequest
 
 logger = logging.getLogger(__name__)
 

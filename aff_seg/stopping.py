@@ -5,8 +5,9 @@ import types
 
 # EX_TEMPFAIL of sysexits.h: to be tried again.
 STOPPED_STATUS = 75
-# scancel and most others send SIGTERM; sbatch --signal=USR1@60 warns before the time is up.
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+# scancel and most others send SIGTERM; sbatch --signal=USR1@60 warns before the time is up;
+# submitit asks for SIGUSR2.
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
 
 class Stopped(SystemExit):
@@ -33,3 +34,12 @@ class StopRequest:
     def __call__(self) -> bool:
         """Whether the process was asked to stop."""
         return self.name is not None
+
+
+def ignore_signals() -> None:
+    """From now on such signals do nothing.
+
+    For processes that the training ends itself: batch systems may signal every process of a job.
+    """
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
