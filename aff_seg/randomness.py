@@ -13,10 +13,11 @@ import torch
 CUBLAS_WORKSPACE = ":4096:8"
 
 
-def random_state() -> dict[str, Any]:
+def random_state(*, gpu: bool = True) -> dict[str, Any]:
     """States of this process's generators, as tensors and plain values.
 
-    Python's, NumPy's and torch's on the CPU, and that of the current GPU where CUDA is in use.
+    Python's, NumPy's and torch's on the CPU, and with ``gpu`` that of the current GPU where CUDA
+    is in use.
     """
     kind, words, *rest = np.random.get_state()
     state = {
@@ -24,7 +25,7 @@ def random_state() -> dict[str, Any]:
         "numpy": (kind, torch.from_numpy(words.astype(np.int64)), *rest),
         "torch": torch.get_rng_state(),
     }
-    if torch.cuda.is_initialized():
+    if gpu and torch.cuda.is_initialized():
         state["cuda"] = torch.cuda.get_rng_state()
     return state
 
@@ -41,9 +42,9 @@ def set_random_state(state: dict[str, Any]) -> None:
 
 
 @contextlib.contextmanager
-def kept_random_state() -> Iterator[None]:
+def kept_random_state(*, gpu: bool = True) -> Iterator[None]:
     """Whatever is drawn within does not change what is drawn afterwards."""
-    state = random_state()
+    state = random_state(gpu=gpu)
     try:
         yield
     finally:
@@ -54,7 +55,7 @@ def kept_random_state() -> Iterator[None]:
 def seeded(*numbers: int) -> Iterator[None]:
     """Within, draws on the CPU depend on ``numbers`` alone; afterwards all is as before."""
     words = np.random.SeedSequence(numbers).generate_state(4)
-    with kept_random_state():
+    with kept_random_state(gpu=False):
         random.seed(int(words[0]))
         np.random.seed(words[1])
         # torch.manual_seed would seed the GPUs, too.

@@ -16,7 +16,7 @@ DATASETS = {"ade20k": ADE20K, "coco": COCO, "cityscapes": CITYSCAPES}
 # The score by which a task is judged, and where results.json has it.
 SCORES = {
     "semantic": ("sem_seg", ("mIoU", "IoU")),
-    "instance": ("segm", ("AP50",)),
+    "instance": ("segm", ("AP",)),
     "panoptic": ("panoptic_seg", ("PQ",)),
 }
 SIZE = (96, 128)
@@ -48,7 +48,7 @@ SETTINGS = {
     "SOLVER__BASE_LR": 1e-3,
     "SOLVER__BACKBONE_MULTIPLIER": 1.0,
     "SOLVER__WARMUP_ITERS": 20,
-    "SOLVER__MAX_ITER": 400,
+    "SOLVER__MAX_ITER": 600,
     "SOLVER__CHECKPOINT_PERIOD": 1000,
 }
 

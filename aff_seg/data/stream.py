@@ -67,7 +67,7 @@ class TrainLoader:
             batch_sampler=self._shares(),
             num_workers=self._workers,
             collate_fn=trivial_batch_collator,
-            worker_init_fn=lambda worker: ignore_signals(),
+            worker_init_fn=_init_worker,
             # Without one, torch draws from the generator that the model uses.
             generator=torch.Generator(),
         )
@@ -136,6 +136,10 @@ def _is_wide(record: dict) -> bool:
             return image.width > image.height
     except (OSError, SyntaxError, ValueError):
         return False  # told by the mapper, should its turn come
+
+
+def _init_worker(number: int) -> None:
+    ignore_signals()
 
 
 def build_train_loader(cfg: CfgNode, mapper: Callable[[dict], dict]) -> TrainLoader:

@@ -15,7 +15,7 @@ from detectron2.engine.launch import DEFAULT_TIMEOUT
 from detectron2.utils import comm
 
 from aff_seg.errors import UserError
-from aff_seg.stopping import SIGNALS
+from aff_seg.stopping import SIGNALS, Stopped
 
 
 @dataclass(frozen=True)
@@ -109,20 +109,19 @@ def launch(main: Callable[[Any], None], arguments: Any) -> None:
                 "--num-machines."
             )
         _join(place)
-        main(arguments)
-        torch.distributed.destroy_process_group()
+        _run(main, arguments)
         return
     check_devices(arguments.num_gpus, "--num-gpus is")
     if arguments.num_gpus > 1:
         for number in SIGNALS:
             signal.signal(number, _pass_on)
     detectron2.engine.launch(
-        main,
+        _run,
         arguments.num_gpus,
         num_machines=arguments.num_machines,
         machine_rank=arguments.machine_rank,
         dist_url=arguments.dist_url,
-        args=(arguments,),
+        args=(main, arguments),
     )
 
 
@@ -153,6 +152,21 @@ def _join(place: Place) -> None:
     )
     comm.create_local_process_group(place.local_size)
     comm.synchronize()
+
+
+def _run(main: Callable[[Any], None], arguments: Any) -> None:
+    """Run ``main`` and leave the process groups, which would abort a program that ends in them."""
+    try:
+        main(arguments)
+    except Stopped:
+        _leave()
+        raise
+    _leave()
+
+
+def _leave() -> None:
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def _pass_on(number: int, frame: types.FrameType | None) -> None:

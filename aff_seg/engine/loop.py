@@ -17,6 +17,8 @@ from aff_seg.errors import UserError
 
 logger = logging.getLogger(__name__)
 
+# Named like a loss where it is the gradient that is not finite.
+GRADIENT = "gradient"
 # A batch, as a list with a dict per image.
 Batch = list[dict]
 
@@ -41,8 +43,8 @@ class StepOptions:
 class TrainLoop(SimpleTrainer):
     """Detectron2's loop with gradients added up over parts, autocast, and skipped steps.
 
-    A step with a loss that is infinite or not a number leaves the weights alone, in all
-    processes. In float16 the gradients are scaled, and steps in which they overflow are left
+    A step with a loss or a gradient that is infinite or not a number leaves the weights alone, in
+    all processes. In float16 the gradients are scaled, and steps in which they overflow are left
     out by the scaler, which these counts ignore.
 
     Args:
@@ -77,6 +79,8 @@ class TrainLoop(SimpleTrainer):
         self.optimizer.zero_grad()
         losses, bad = self._backward(batch)
         self.after_backward()
+        if not bad and not self.grad_scaler.is_enabled() and not self._gradient_norm().isfinite():
+            bad[GRADIENT] = _names(batch)
         skip, self.must_stop = self._any(bool(bad), self._wants_stop())
         if skip:
             self.optimizer.zero_grad()
@@ -117,6 +121,9 @@ class TrainLoop(SimpleTrainer):
         values = torch.stack([loss.detach().float() for loss in losses.values()]).cpu()
         return dict(zip(losses, values, strict=True))
 
+    def _gradient_norm(self) -> Tensor:
+        return nn.utils.clip_grad_norm_(self.model.parameters(), max_norm=float("inf"))
+
     def _any(self, *flags: bool) -> list[bool]:
         """Which flags are set in any process."""
         if comm.get_world_size() == 1:
@@ -127,10 +134,15 @@ class TrainLoop(SimpleTrainer):
 
     def _count_skipped(self, bad: dict[str, list[str]]) -> None:
         self.skipped += 1
-        everyone = comm.all_gather(bad)
-        losses = ", ".join(dict.fromkeys(name for one in everyone for name in one))
-        images = [image for one in everyone for names in one.values() for image in names]
-        what = f"{losses} not finite on {', '.join(dict.fromkeys(images))}"
+        merged: dict[str, list[str]] = {}
+        for one in comm.all_gather(bad):
+            for name, images in one.items():
+                merged.setdefault(name, []).extend(images)
+        if len(merged) > 1:
+            # Gradients are shared: a bad loss in one process spoils them in all.
+            merged.pop(GRADIENT, None)
+        images = dict.fromkeys(image for images in merged.values() for image in images)
+        what = f"{', '.join(merged)} not finite on {', '.join(images)}"
         most = self.options.max_skipped
         if self.skipped > most:
             raise UserError(

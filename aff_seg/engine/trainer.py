@@ -97,6 +97,9 @@ class Trainer(DefaultTrainer):
         """Load ``MODEL.WEIGHTS``, or with ``resume`` go on from the last checkpoint.
 
         What a resumed run computes is what the run would have computed without a break.
+
+        Raises:
+            UserError: processes find different checkpoints.
         """
         rest = self.checkpointer.resume_or_load(self.cfg.MODEL.WEIGHTS, resume=resume)
         if resume and self.checkpointer.has_checkpoint():
@@ -108,6 +111,11 @@ class Trainer(DefaultTrainer):
                     *(len(self._random_states), comm.get_world_size()),
                 )
                 self._random_states = []
+        if len(set(comm.all_gather(self.start_iter))) > 1:
+            raise UserError(
+                f"Processes find different checkpoints in OUTPUT_DIR {self.cfg.OUTPUT_DIR}; choose "
+                "a folder that all machines share."
+            )
 
     def train(self) -> None:
         self.stop_request.listen()

@@ -1,6 +1,10 @@
 """A step of training: parts, precision, and losses that are no numbers."""
 
 import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -108,12 +112,59 @@ def test_autocast_reaches_the_model_and_float16_is_scaled():
     assert seen == [0, torch.bfloat16, torch.float16]
 
 
-def test_gradients_that_overflow_are_left_to_the_scaler(caplog):
-    class Steep(Toy):
-        def forward(self, batch):
-            # Finite, with an infinite gradient.
-            return {"loss_ce": (self.weight - 1).sqrt()}
+class Steep(Toy):
+    """A finite loss with an infinite gradient."""
 
+    def forward(self, batch):
+        return {"loss_ce": (self.weight - 1).sqrt()}
+
+
+def test_a_bad_gradient_is_skipped_too(caplog):
+    model = Steep()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    loop = TrainLoop(model, [[image(1.0)]], optimizer, StepOptions(max_skipped=1))
+    loop.train(0, 1)
+    assert model.weight.item() == 1
+    assert "Iteration 1 is skipped, gradient not finite on a.png" in caplog.text
+
+
+PROCESSES = """
+import logging, sys, torch
+from torch.nn.parallel import DistributedDataParallel
+from detectron2.utils import comm
+from test_loop import NAN, StepOptions, Toy, TrainLoop, image
+logging.basicConfig(stream=sys.stdout)
+torch.distributed.init_process_group("gloo")
+comm.create_local_process_group(2)
+rank = comm.get_rank()
+batches = [[image(1.0)], [image(NAN if rank else 1.0, f"{rank}.png")], [image(1.0)]]
+model = DistributedDataParallel(Toy())
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+loop = TrainLoop(model, batches, optimizer, StepOptions(max_skipped=1))
+loop.train(0, 3)
+torch.distributed.destroy_process_group()
+print("weight", round(model.module.weight.item(), 4), "skipped", loop.skipped)
+"""
+
+
+def test_processes_skip_together_and_name_the_images_of_all(tmp_path):
+    script = tmp_path / "processes.py"
+    script.write_text(PROCESSES)
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
+    folders = os.pathsep.join((str(Path(__file__).parent), *sys.path))
+    done = subprocess.run(
+        [sys.executable, *command],
+        env={**os.environ, "PYTHONPATH": folders, "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("Iteration 2 is skipped, loss_ce not finite on 1.png (1 in a row") == 2
+    assert done.stdout.count("weight 0.46 skipped 0") == 2
+
+
+def test_gradients_that_overflow_are_left_to_the_scaler(caplog):
     model = Steep()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     options = StepOptions(precision=torch.float16, max_skipped=0)
