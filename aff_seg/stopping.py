@@ -1,7 +1,9 @@
 """Stopping on a signal, after the step and with a checkpoint."""
 
+import contextlib
 import signal
 import types
+from collections.abc import Iterator
 
 # EX_TEMPFAIL of sysexits.h: to be tried again.
 STOPPED_STATUS = 75
@@ -23,10 +25,15 @@ class StopRequest:
     def __init__(self) -> None:
         self.name: str | None = None
 
-    def listen(self) -> None:
-        """From now on such signals are noted, and do nothing else."""
-        for number in SIGNALS:
-            signal.signal(number, self._note)
+    @contextlib.contextmanager
+    def listening(self) -> Iterator[None]:
+        """Within, such signals are noted, and do nothing else."""
+        before = {number: signal.signal(number, self._note) for number in SIGNALS}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
     def _note(self, number: int, frame: types.FrameType | None) -> None:
         self.name = signal.Signals(number).name

@@ -162,7 +162,10 @@ def build_train_loader(cfg: CfgNode, mapper: Callable[[dict], dict]) -> TrainLoa
     def order(seed: int) -> Iterator[int]:
         # Detectron2's samplers draw their seeds.
         with seeded(seed):
-            sampler: Any = _train_loader_from_config(cfg, mapper, dataset=records)["sampler"]
+            try:
+                sampler: Any = _train_loader_from_config(cfg, mapper, dataset=records)["sampler"]
+            except ValueError as error:
+                raise UserError(f"DATALOADER.SAMPLER_TRAIN: {error}.") from error
         # Iterating the sampler itself would give the share of this process.
         return sampler._infinite_indices()
 

@@ -15,6 +15,7 @@ from aff_seg.engine.checkpoint_file import (
     check_weights_exist,
     is_intact,
     read_checkpoint,
+    remove_unfinished,
 )
 from aff_seg.errors import UserError
 
@@ -45,6 +46,7 @@ class Checkpointer(DetectionCheckpointer):
         state.update(kwargs)
         path = os.path.join(self.save_dir, f"{name}.pth")
         logger.info("Saving checkpoint to %s", path)
+        remove_unfinished(self.save_dir)
         with atomic_open(path) as file:
             torch.save(state, file)
         self.tag_last_checkpoint(f"{name}.pth")

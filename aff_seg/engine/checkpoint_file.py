@@ -17,6 +17,9 @@ from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
 
 from aff_seg.errors import UserError
 
+# End of the names of files that are being written.
+UNFINISHED = ".unfinished"
+
 
 def check_weights_exist(path: str) -> None:
     """Raise a :class:`UserError` where ``path`` is a local file and missing."""
@@ -88,7 +91,7 @@ def _read_torch(path: str) -> Any:
 def atomic_open(path: str) -> Iterator[IO[bytes]]:
     """Open ``path`` for writing; it changes only when the block ends, and then at once."""
     folder, name = os.path.split(path)
-    unfinished = os.path.join(folder, f".{name}.unfinished")
+    unfinished = os.path.join(folder, f".{name}{UNFINISHED}")
     try:
         with open(unfinished, "wb") as file:
             yield file
@@ -99,6 +102,13 @@ def atomic_open(path: str) -> Iterator[IO[bytes]]:
     finally:
         if os.path.exists(unfinished):
             os.remove(unfinished)
+
+
+def remove_unfinished(folder: str) -> None:
+    """Remove what killed processes have left of :func:`atomic_open` in a folder."""
+    for name in os.listdir(folder):
+        if name.startswith(".") and name.endswith(UNFINISHED):
+            os.remove(os.path.join(folder, name))
 
 
 def _sync_folder(folder: str) -> None:

@@ -118,8 +118,8 @@ class Trainer(DefaultTrainer):
             )
 
     def train(self) -> None:
-        self.stop_request.listen()
-        super().train()
+        with self.stop_request.listening():
+            super().train()
 
     def before_train(self) -> None:
         super().before_train()

@@ -349,3 +349,13 @@ def test_resume_with_another_optimizer_is_refused(tmp_path):
     checkpointer(torch.optim.AdamW).resume_or_load("", resume=True)
     with pytest.raises(UserError, match="restore SOLVER.OPTIMIZER"):
         checkpointer(torch.optim.SGD).resume_or_load("", resume=True)
+
+
+def test_what_a_killed_process_left_is_removed(tmp_path):
+    stale = tmp_path / ".model_0000000.pth.unfinished"
+    stale.write_bytes(b"half")
+    trained(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "last_checkpoint",
+        "model_0000001.pth",
+    ]
