@@ -48,7 +48,8 @@ SETTINGS = {
     "SOLVER__BASE_LR": 1e-3,
     "SOLVER__BACKBONE_MULTIPLIER": 1.0,
     "SOLVER__WARMUP_ITERS": 20,
-    "SOLVER__MAX_ITER": 600,
+    "SOLVER__LR_SCHEDULER_NAME": "WarmupPolyLR",
+    "SOLVER__MAX_ITER": 500,
     "SOLVER__CHECKPOINT_PERIOD": 1000,
 }
 
@@ -74,6 +75,7 @@ def test_a_handful_of_images_is_learned(dataset, task, shapes, tmp_path):
         *(shapes, tmp_path / "out", "--config-file", str(config)),
         **SETTINGS,
         DATASETS__TRAIN=f"('{name}',)",
+        timeout=580,
     )
     assert code == 0, err
     kind, names = SCORES[task]

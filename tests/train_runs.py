@@ -56,8 +56,8 @@ def start(
     )
 
 
-def run(*arguments, **settings):
-    """Run train_net.py to its end: exit status, stdout, stderr."""
+def run(*arguments, timeout=240, **settings):
+    """Run train_net.py to its end, within ``timeout`` seconds: exit status, stdout, stderr."""
     process = start(*arguments, **settings)
-    out, err = process.communicate(timeout=240)
+    out, err = process.communicate(timeout=timeout)
     return process.returncode, out, err
