@@ -117,7 +117,7 @@ def _add_solver(cfg: CN) -> None:
     # TEST.EVAL_PERIOD are meant for: with another IMS_PER_BATCH the learning rate grows and the
     # iterations shrink by the same factor. 0: they are used as they are.
     solver.REFERENCE_BATCH = 0
-    # Steps in a row that may be skipped because a loss is infinite or not a number.
+    # Steps in a row that may be skipped because a loss or a gradient is infinite or not a number.
     solver.MAX_SKIPPED = 10
     # Type of mixed precision with AMP.ENABLED: float16 (GPUs) or bfloat16 (newer GPUs, CPUs).
     solver.AMP.PRECISION = "float16"

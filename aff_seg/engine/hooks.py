@@ -26,7 +26,7 @@ class Saver(HookBase):
     """Save every ``period`` iterations, at the end, and before stopping.
 
     Belongs into every process, for each has random states; comes before the hook that
-    evaluates, so that what stops an evaluation loses no training.
+    evaluates, whose results are no part of what is saved.
 
     Args:
         checkpointer: writes ``model_<iteration>.pth`` and ``model_final.pth``.

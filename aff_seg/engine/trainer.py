@@ -228,7 +228,7 @@ def share_batch_norm(model: nn.Module) -> nn.Module:
 
 
 def _has_bf16(device: torch.device) -> bool:
-    return device.type == "cpu" or torch.cuda.is_bf16_supported(including_emulation=False)
+    return device.type == "cpu" or torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def by_dataset(cfg: CfgNode, results: Results) -> Results:
