@@ -166,6 +166,8 @@ def _run(main: Callable[[Any], None], arguments: Any) -> None:
 
 def _leave() -> None:
     if torch.distributed.is_initialized():
+        # The others may still be at work.
+        comm.synchronize()
         torch.distributed.destroy_process_group()
 
 
