@@ -1,8 +1,7 @@
 #include "cluster_attention.h"
 
-#include <torch/library.h>
-
 #include "checks.h"
+#include "library.h"
 #include "relative.h"
 
 namespace aff_seg {
@@ -51,7 +50,7 @@ void check_cluster_attention_backward(
 
 }  // namespace aff_seg
 
-TORCH_LIBRARY_FRAGMENT(aff_seg, m) {
+AFF_SEG_LIBRARY(m) {
   m.def(
       "cluster_attention(Tensor q, Tensor k, Tensor v, Tensor pos, Tensor clusters, int m, "
       "Tensor pos_weight, Tensor pos_bias, Tensor blank_k, Tensor blank_v) -> (Tensor, Tensor)");

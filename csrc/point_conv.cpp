@@ -1,8 +1,7 @@
 #include "point_conv.h"
 
-#include <torch/library.h>
-
 #include "checks.h"
+#include "library.h"
 #include "relative.h"
 
 namespace aff_seg {
@@ -58,7 +57,7 @@ void check_point_conv_backward(
 
 }  // namespace aff_seg
 
-TORCH_LIBRARY_FRAGMENT(aff_seg, m) {
+AFF_SEG_LIBRARY(m) {
   m.def(
       "point_conv(Tensor feat, Tensor? score, Tensor pos, Tensor centre, Tensor clusters, int m, "
       "Tensor weight, Tensor bias, Tensor norm_weight, Tensor norm_bias, float norm_eps, "

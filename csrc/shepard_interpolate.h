@@ -16,6 +16,8 @@
 #include <ATen/core/Tensor.h>
 #include <c10/macros/Macros.h>
 
+#include <cmath>
+#include <limits>
 #include <tuple>
 
 namespace aff_seg {
@@ -35,6 +37,20 @@ void check_shepard_interpolate(
 void check_shepard_interpolate_backward(
     const at::Tensor& grad, const at::Tensor& feat, const at::Tensor& pos,
     const at::Tensor& query, const at::Tensor& index, const at::Tensor& power);
+
+// A squared distance raised to the power, held at the largest finite number; 0 stays 0 whatever
+// the exponent, and nan stays nan.
+template <typename T>
+C10_HOST_DEVICE inline T raised(T distance, T power) {
+  if (!(distance > 0)) {
+    return distance;
+  }
+  const T result = power == 2   ? distance * distance
+                   : power == 3 ? distance * distance * distance
+                                : std::pow(distance, power);
+  const T largest = std::numeric_limits<T>::max();
+  return result > largest ? largest : result;
+}
 
 at::Tensor shepard_interpolate(
     const at::Tensor& feat, const at::Tensor& pos, const at::Tensor& query,

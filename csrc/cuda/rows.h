@@ -1,0 +1,66 @@
+// Rows of features as the lanes of a warp read them: each lane takes `V` channels at a time.
+
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <cstdint>
+#include <type_traits>
+
+namespace aff_seg {
+
+template <typename T, int V>
+struct alignas(sizeof(T) * V) Pack {
+  T value[V];
+};
+
+// Adds weight times the V channels from `row`.
+template <int V, typename T, typename A>
+__device__ __forceinline__ void add_row(const T* row, A weight, A* sum) {
+  const Pack<T, V> pack = *reinterpret_cast<const Pack<T, V>*>(row);
+#pragma unroll
+  for (int v = 0; v < V; ++v) {
+    sum[v] += weight * static_cast<A>(pack.value[v]);
+  }
+}
+
+// The sum over V channels of the products of two rows.
+template <int V, typename A, typename T>
+__device__ __forceinline__ A dot_part(const T* x, const T* y) {
+  const Pack<T, V> a = *reinterpret_cast<const Pack<T, V>*>(x);
+  const Pack<T, V> b = *reinterpret_cast<const Pack<T, V>*>(y);
+  A sum = 0;
+#pragma unroll
+  for (int v = 0; v < V; ++v) {
+    sum += static_cast<A>(a.value[v]) * static_cast<A>(b.value[v]);
+  }
+  return sum;
+}
+
+template <int V, typename T, typename A>
+__device__ __forceinline__ void store_row(const A* sum, T* row) {
+  Pack<T, V> pack;
+#pragma unroll
+  for (int v = 0; v < V; ++v) {
+    pack.value[v] = static_cast<T>(sum[v]);
+  }
+  *reinterpret_cast<Pack<T, V>*>(row) = pack;
+}
+
+// Calls body(V) with the channels a lane takes at a time as a constant: 16 bytes where rows of
+// these tensors begin at multiples of that, else one channel.
+template <typename T, typename F>
+void with_pack(int64_t channels, std::initializer_list<at::Tensor> tensors, const F& body) {
+  constexpr int kPack = 16 / sizeof(T);
+  bool aligned = channels % kPack == 0;
+  for (const at::Tensor& tensor : tensors) {
+    aligned = aligned && reinterpret_cast<uintptr_t>(tensor.const_data_ptr()) % 16 == 0;
+  }
+  if (aligned) {
+    body(std::integral_constant<int, kPack>());
+  } else {
+    body(std::integral_constant<int, 1>());
+  }
+}
+
+}  // namespace aff_seg
