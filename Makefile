@@ -1,5 +1,6 @@
 # `make` lists the targets. PYTHON names the Python to make .venv with; DETECTRON2=source builds
-# Detectron2 from its official source instead of installing the wheel; FAST=1 shortens the demo.
+# Detectron2 from its official source instead of installing the wheel; FAST=1 shortens the demo;
+# BENCH holds options of tools/benchmark.py.
 SUITABLE = import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))
 CANDIDATES = .venv/bin/python python3.11 python3.12 python3.10 python3
 PYTHON ?= $(shell for python in $(CANDIDATES); do \
@@ -34,8 +35,9 @@ test-slow: lint  ## lint, then all tests, slow ones too
 sanitize: setup  ## run the operators' tests under the compiler's sanitizers
 	@$(VENV_PYTHON) tools/sanitize.py
 
-bench: setup  ## time the operators and the parts of the model
-	@$(VENV_PYTHON) tools/benchmark.py
+bench: setup  ## time operators and model, and others beside them (BENCH=--quick: half a minute)
+	@$(VENV_PYTHON) tools/setup_env_bench.py
+	@$(VENV_PYTHON) tools/benchmark.py $(BENCH)
 
 gpu-check: setup  ## check that a GPU computes what the CPU does
 	@$(VENV_PYTHON) tools/gpu_check.py

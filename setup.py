@@ -93,6 +93,9 @@ setup(
         "yacs>=0.1.8",
         *(name for module, name in PROVIDERS.items() if find_spec(module) is None),
     ],
-    extras_require={"dev": ["ninja>=1.10", "pytest>=7.4", "pytest-timeout>=2.2", "ruff>=0.5"]},
+    extras_require={
+        "dev": ["ninja>=1.10", "pytest>=7.4", "pytest-timeout>=2.2", "ruff>=0.5"],
+        "bench": ["transformers>=5.0"],
+    },
     **native_operators(),
 )

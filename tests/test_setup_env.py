@@ -424,6 +424,9 @@ def test_pins_satisfy_setup_py(monkeypatch):
     for text in (*arguments["install_requires"], *arguments["extras_require"]["dev"]):
         requirement = Requirement(text)
         assert requirement.specifier.contains(pinned[requirement.name]), text
+    constraints = (ROOT / "constraints.txt").read_text()
+    for text in arguments["extras_require"]["bench"]:
+        assert f"\n{Requirement(text).name}==" in constraints
     assert not {"torch", "torchvision", "detectron2"} & set(
         Requirement(text).name for text in arguments["install_requires"]
     )

@@ -1,0 +1,120 @@
+"""Ways that run in a process of their own, for its memory, its operators and its time limit."""
+
+import multiprocessing
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from multiprocessing.connection import Connection
+
+import torch
+
+from bench.measure import Sample, Way, WayError
+
+SWITCH = "AFF_SEG_OPS"
+
+
+class Worker:
+    """A way whose work is built and run by a process started for it.
+
+    Args:
+        build: module-level function that makes the way there.
+        reference: whether that process computes with the reference operators.
+        limit: seconds that building, and each run, may take.
+        arguments: of ``build``.
+    """
+
+    def __init__(
+        self,
+        build: Callable[..., Way],
+        *,
+        reference: bool = False,
+        limit: float = 900,
+        **arguments: object,
+    ):
+        context = multiprocessing.get_context("spawn")
+        self._limit = limit
+        self._failure: WayError | None = None
+        self._connection, theirs = context.Pipe()
+        self._process = context.Process(target=_serve, args=(theirs, build, arguments), daemon=True)
+        with _operators(reference):
+            self._process.start()
+        theirs.close()
+
+    def __call__(self, memory: bool) -> dict[str, Sample]:
+        if self._failure is not None:
+            raise self._failure
+        try:
+            self._connection.send(memory)
+            return self._receive()
+        except WayError as error:
+            self._failure = error
+            raise
+
+    def wait(self) -> None:
+        """Return when the way is built there, or has failed; its runs will say why."""
+        try:
+            self._receive()
+        except WayError as error:
+            self._failure = error
+
+    def close(self) -> None:
+        """End the process, which leaves by itself unless it is at work."""
+        self._connection.close()
+        self._process.join(5)
+        self._process.terminate()
+        self._process.join()
+
+    def _receive(self) -> dict[str, Sample] | None:
+        """The next reply: None when the way is built, then its samples."""
+        if not self._connection.poll(self._limit):
+            self._process.kill()
+            raise WayError(f"not done in {self._limit:.0f} s")
+        try:
+            reply = self._connection.recv()
+        except EOFError:
+            self._process.join()
+            code = self._process.exitcode
+            raise WayError(f"its process ended with status {code}") from None
+        if isinstance(reply, str):
+            raise WayError(reply)
+        return reply
+
+
+@contextmanager
+def working(workers: dict[str, Worker]) -> Iterator[dict[str, Worker]]:
+    """Wait until all workers are ready; end them afterwards."""
+    try:
+        for worker in workers.values():
+            worker.wait()
+        yield workers
+    finally:
+        for worker in workers.values():
+            worker.close()
+
+
+@contextmanager
+def _operators(reference: bool) -> Iterator[None]:
+    """The variable that chooses the operators, as a process started now will find it."""
+    before = os.environ.pop(SWITCH, None)
+    if reference:
+        os.environ[SWITCH] = "reference"
+    try:
+        yield
+    finally:
+        os.environ.pop(SWITCH, None)
+        if before is not None:
+            os.environ[SWITCH] = before
+
+
+def _serve(connection: Connection, build: Callable[..., Way], arguments: dict) -> None:
+    torch.manual_seed(0)
+    try:
+        way = build(**arguments)
+        connection.send(None)
+        while True:
+            connection.send(way(connection.recv()))
+    except EOFError:
+        return
+    except Exception as error:
+        text = str(error).strip() or type(error).__name__
+        connection.send(text.splitlines()[0][:100])
