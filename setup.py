@@ -9,10 +9,16 @@ there; without them the PyTorch references run. AFF_SEG_BUILD chooses how:
     portable  for any processor of the kind, as where the machines of a cluster differ
     sanitize  with the compiler's sanitizers, for tests (`make sanitize`)
     none      not at all
+
+Their CUDA kernels are built where there is a CUDA toolkit of the major version that torch was built
+for, for the GPUs that TORCH_CUDA_ARCH_LIST names; FORCE_CUDA=1 makes it an error if they cannot be,
+FORCE_CUDA=0 leaves them out.
 """
 
 import os
+import re
 import shutil
+import subprocess
 import sys
 import sysconfig
 from importlib.util import find_spec
@@ -25,12 +31,40 @@ PROVIDERS = {"cv2": "opencv-python-headless>=4.5", "panopticapi": "panopticapi-l
 # Compiler flags for each value of AFF_SEG_BUILD.
 _SANITIZERS = ["-fsanitize=address,undefined"]
 _FRAMES = ["-O1", "-g", "-fno-omit-frame-pointer", "-D_GLIBCXX_ASSERTIONS"]
+ARCHITECTURES = "8.0 8.6 8.9 9.0+PTX"
 BUILDS = {
     "native": ["-O3", "-g0", "-march=native"],
     "portable": ["-O3", "-g0"],
     "sanitize": [*_FRAMES, *_SANITIZERS, "-march=native"],
     "none": [],
 }
+
+
+def builds_cuda() -> bool:
+    """Whether the CUDA kernels can be built; says why not where a toolkit does not fit."""
+    force = os.environ.get("FORCE_CUDA")
+    if force == "0":
+        return False
+    from torch.utils.cpp_extension import CUDA_HOME
+    from torch.version import cuda
+
+    nvcc = Path(CUDA_HOME or "", "bin", "nvcc")
+    fault = ""
+    if cuda is None:
+        fault = "this torch is built without CUDA"
+    elif not nvcc.is_file():
+        fault = f"there is no CUDA toolkit (torch is built for CUDA {cuda})"
+    else:
+        told = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=False)
+        release = re.search(r"release (\d+)\.", told.stdout)
+        if not release or release[1] != cuda.split(".")[0]:
+            fault = f"{nvcc} is not of CUDA {cuda.split('.')[0]}, which torch is built for"
+    if not fault:
+        return True
+    if force == "1":
+        sys.exit(f"error: FORCE_CUDA=1, but {fault}.")
+    print(f"aff_seg: {fault}, so that no CUDA kernels are built.", file=sys.stderr)
+    return False
 
 
 def native_operators() -> dict:
@@ -53,15 +87,22 @@ def native_operators() -> dict:
             file=sys.stderr,
         )
         return {}
-    from torch.utils.cpp_extension import BuildExtension, CppExtension
+    from torch.utils.cpp_extension import BuildExtension, CppExtension, CUDAExtension
 
     flags = ["-fopenmp", "-fno-math-errno", *BUILDS[build]]
     warnings = ["-Wall", "-Wextra", "-Wno-unused-parameter"]
-    sources = sorted(str(path) for path in Path("csrc").rglob("*.cpp"))
-    extension = CppExtension(
+    arguments = {"cxx": [*flags, *warnings]}
+    cuda = build != "sanitize" and builds_cuda()
+    sources = {path for path in Path("csrc").rglob("*.cpp") if path.parent.name != "cuda"}
+    if cuda:
+        os.environ.setdefault("TORCH_CUDA_ARCH_LIST", ARCHITECTURES)
+        sources |= {*Path("csrc/cuda").glob("*.c*")}
+        arguments["cxx"].append("-DAFF_SEG_WITH_CUDA")
+        arguments["nvcc"] = ["-O3", "--threads=2"]
+    extension = (CUDAExtension if cuda else CppExtension)(
         "aff_seg._C",
-        sources,
-        extra_compile_args=[*flags, *warnings],
+        sorted(map(str, sources)),
+        extra_compile_args=arguments,
         extra_link_args=["-fopenmp", *(_SANITIZERS if build == "sanitize" else [])],
     )
     return {"ext_modules": [extension], "cmdclass": {"build_ext": BuildExtension}}

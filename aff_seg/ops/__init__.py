@@ -22,8 +22,12 @@ NATIVE = (
     importlib.util.find_spec("aff_seg._C") is not None
     and os.environ.get("AFF_SEG_OPS") != "reference"
 )
+#: Types of devices on which they run.
+NATIVE_DEVICES: tuple[str, ...] = ()
 if NATIVE:
-    from . import _native  # noqa: F401  completes the registrations of aff_seg._C
+    from . import _native  # completes the registrations of aff_seg._C
+
+    NATIVE_DEVICES = ("cpu", "cuda") if _native.CUDA else ("cpu",)
 
 __all__ = [
     "active_paths",
@@ -39,12 +43,14 @@ __all__ = [
 def active_paths() -> dict[str, str]:
     """Which implementation each operator runs on, for reports."""
     names = ("knn", "cluster_attention", "point_conv", "shepard_interpolate", "deformable_points")
-    cpu = "native (C++)" if NATIVE else "reference (PyTorch)"
-    return {name: f"CPU {cpu}, GPU reference (PyTorch)" for name in names}
+    reference = "reference (PyTorch)"
+    cpu = "native (C++)" if "cpu" in NATIVE_DEVICES else reference
+    gpu = "native (CUDA)" if "cuda" in NATIVE_DEVICES else reference
+    return {name: f"CPU {cpu}, GPU {gpu}" for name in names}
 
 
 def _runs_native(tensor: Tensor) -> bool:
-    return NATIVE and tensor.device.type == "cpu"
+    return tensor.device.type in NATIVE_DEVICES
 
 
 def _accumulating(dtype: torch.dtype) -> torch.dtype:

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.library import register_autograd, register_fake
 
 try:
-    import aff_seg._C  # noqa: F401  registers schemas and kernels
+    from aff_seg._C import CUDA  # registers schemas and kernels
 except ImportError as error:
     raise ImportError(
         f"the native operators do not load beside PyTorch {torch.__version__} ({error}): build "
@@ -18,6 +18,7 @@ except ImportError as error:
         "AFF_SEG_OPS=reference to run without them."
     ) from error
 
+__all__ = ["CUDA"]
 _OPS = torch.ops.aff_seg
 
 
