@@ -69,13 +69,13 @@ def builds_cuda() -> bool:
 
 def native_operators() -> dict:
     """The extension ``aff_seg._C`` as arguments of ``setup``; none where it cannot be built."""
-    build = os.environ.get("AFF_SEG_BUILD", "native")
+    build = os.environ.get("AFF_SEG_BUILD") or "native"
     if build not in BUILDS:
         sys.exit(f"error: AFF_SEG_BUILD must be one of {', '.join(BUILDS)}, got {build}.")
     missing = []
     if find_spec("torch") is None:
         missing.append("torch (add --no-build-isolation to use the installed one)")
-    if not any(shutil.which(name) for name in (os.environ.get("CXX"), "c++", "g++") if name):
+    if not shutil.which(os.environ.get("CXX", "c++")):
         missing.append("a C++ compiler")
     if not Path(sysconfig.get_path("include"), "Python.h").is_file():
         missing.append("Python's headers")

@@ -7,14 +7,15 @@
 //   q, k, v     (B, N, heads, D) float, double, half or bfloat16; sums are taken in float (double
 //               for double), called the opmath dtype
 //   pos         (B, N, 2), (x, y); relative() is in relative.h
-//   clusters    (B, N, R) int32 in [0, ceil(N / m)), distinct for each token
+//   clusters    (B, N, R) int32 in [0, ceil(N / m)); one listed twice counts twice
 //   m           tokens per cluster: cluster c is the tokens c m .. c m + m - 1 below N
 //   pos_weight  (heads, 5), pos_bias (heads), blank_k and blank_v (heads D); these and pos are of
 //               the opmath dtype
 //
 // Returns out, (B, N, heads, D) of the dtype of q, and lse, the logarithm of the softmax's
 // denominator, (B, N, heads) of the opmath dtype, from which backward recomputes p. The gradient
-// reaches everything but pos. Nothing of size N x neighbours is stored. Sums are taken in an order
+// reaches everything but pos. Nothing of size N x neighbours is stored, but for the
+// inverse of clusters in backward, (B, N, R). Sums are taken in an order
 // that does not depend on the threads, nor out_i on the other images.
 
 #pragma once

@@ -25,7 +25,6 @@ def test_forward_stays_on_the_gpu(load_config, tiny_opts, monkeypatch):
     )
     monkeypatch.setattr(reference, "_BRUTE_FORCE_PAIRS", float("inf"))
     model = build_model(load_config("quick/shapes_cityscapes_panoptic", *tiny_opts))
-    # A size that no other test uses, for the memory of grids would keep imagined tensors.
     with FakeTensorMode():
         _move_to_imagined_gpu(model)
         tokens = model.backbone(torch.empty(2, 3, 68, 92, device="cuda"))

@@ -193,7 +193,30 @@ def test_stamp_ends_with_the_native_operators(setup_env, checkout, monkeypatch):
     assert not environment.is_done("auto")
     write_stamp(environment, "wheel")
     monkeypatch.setenv("AFF_SEG_BUILD", "portable")
-    assert not environment.is_done("auto")
+    assert not setup_env.Environment(str(checkout)).is_done("auto")
+
+
+def test_native_operators_are_built_as_last_time(recorded, setup_env, checkout, monkeypatch):
+    stale = checkout / "aff_seg" / "_C.so"
+    stale.parent.mkdir()
+    stale.touch()
+    monkeypatch.setenv("AFF_SEG_BUILD", "portable")
+    environment, _ = recorded({"file": None, "owner": None})
+    environment.make("auto")
+    assert not stale.exists()
+    monkeypatch.delenv("AFF_SEG_BUILD")
+    assert setup_env.Environment(str(checkout)).build == "portable"
+    assert setup_env.Environment(str(checkout)).is_done("auto")
+    monkeypatch.setenv("AFF_SEG_BUILD", "native")
+    assert not setup_env.Environment(str(checkout)).is_done("auto")
+
+
+def test_an_unknown_build_is_refused_and_not_remembered(setup_env, checks, checkout, monkeypatch):
+    monkeypatch.setenv("AFF_SEG_BUILD", "fast")
+    with pytest.raises(checks.SetupError, match="one of native, portable, none, got 'fast'"):
+        setup_env.Environment(str(checkout)).make("auto")
+    monkeypatch.delenv("AFF_SEG_BUILD")
+    assert setup_env.Environment(str(checkout)).build == "native"
 
 
 class Recorder:

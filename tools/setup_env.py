@@ -37,6 +37,7 @@ SOURCE_COMMIT = "a59f05630a8f205756064244bf5beb8661f96180"
 REQUIREMENTS = ("requirements.txt", "constraints.txt", "requirements-detectron2.txt")
 STAMPED = (*REQUIREMENTS, "setup.py", "pyproject.toml")
 SOURCES = "csrc"
+BUILDS = ("native", "portable", "none")
 # Free bytes wanted: for the packages, their downloads and pip's cache; for a few small packages.
 FULL_INSTALL, SMALL_INSTALL = 10 << 30, 1 << 30
 
@@ -89,6 +90,9 @@ class Environment(Commands):
         self.stamp = os.path.join(self.path, "setup-stamp.json")
         # Its presence tells a Detectron2 that we built from one that somebody else did.
         self.source_mark = os.path.join(self.path, "detectron2-source")
+        # How the native operators are built: as asked, else as last time.
+        self.build_mark = os.path.join(self.path, "native-build")
+        self.build = os.environ.get("AFF_SEG_BUILD") or self.last_build() or "native"
 
     def is_done(self, switch):
         """Whether an earlier run ended well and nothing it rested on has changed since."""
@@ -100,6 +104,12 @@ class Environment(Commands):
         whole = stamp.get("extension") == self.extension()
         return served and whole and stamp["fingerprint"] == self.fingerprint()
 
+    def last_build(self):
+        if not os.path.isfile(self.build_mark):
+            return None
+        with open(self.build_mark, encoding="utf-8") as stream:
+            return stream.read().strip()
+
     def extension(self):
         """Name of the built native operators' file, or None."""
         found = glob.glob(os.path.join(self.root, "aff_seg", "_C.*"))
@@ -108,7 +118,7 @@ class Environment(Commands):
     def fingerprint(self):
         """Digest of all that `.venv` depends on."""
         facts = [self.root, sys.base_prefix, "{}.{}".format(*sys.version_info), SOURCE_COMMIT]
-        facts += [str(find_compiler()), os.environ.get("AFF_SEG_BUILD", "")]
+        facts += [str(find_compiler()), self.build]
         digest = hashlib.sha256("\n".join(facts).encode())
         names = [os.path.join(self.root, name) for name in STAMPED]
         for folder, _, files in os.walk(os.path.join(self.root, SOURCES)):
@@ -120,10 +130,21 @@ class Environment(Commands):
 
     def make(self, switch):
         """Bring `.venv` from any state to a complete one; ``switch`` is "auto" or "source"."""
+        if self.build not in BUILDS:
+            raise SetupError(
+                f"AFF_SEG_BUILD must be one of {', '.join(BUILDS)}, got {self.build!r}: "
+                "set it to one of these, or not at all."
+            )
         for path in (self.stamp, self.log):
             if os.path.exists(path):
                 os.remove(path)
         about = self.ensure_python()
+        with open(self.build_mark, "w", encoding="utf-8") as stream:
+            stream.write(self.build + "\n")
+        os.environ["AFF_SEG_BUILD"] = self.build
+        # One that is not built again must not stay: it would run.
+        for extension in glob.glob(os.path.join(self.root, "aff_seg", "_C.*")):
+            os.remove(extension)
         kind = self.detectron2_kind(about)
         if kind == "existing":
             check_disk(self.root, SMALL_INSTALL)

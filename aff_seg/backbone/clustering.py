@@ -118,11 +118,24 @@ def cluster_tokens(
     return order, Neighbourhood(nearest_clusters(ordered, m, count), m)
 
 
-@lru_cache(maxsize=32)
 def cluster_grid(
     canvas: tuple[int, int], m: int, nbhd: int, device: torch.device
 ) -> tuple[Tensor, Neighbourhood]:
-    """:func:`cluster_tokens` of a full canvas in raster order, with B = 1, remembered."""
+    """:func:`cluster_tokens` of a full canvas in raster order, with B = 1.
+
+    The last 16 results of the process are remembered; each takes about 32 bytes a token.
+    """
+    pos = grid_positions(canvas, device)
+    # While a graph is traced, tensors stand for others, and outside mean nothing.
+    if torch.compiler.is_compiling() or type(pos) is not Tensor:
+        return cluster_tokens(pos, canvas, m, nbhd)
+    return _remembered_grid(canvas, m, nbhd, device)
+
+
+@lru_cache(maxsize=16)
+def _remembered_grid(
+    canvas: tuple[int, int], m: int, nbhd: int, device: torch.device
+) -> tuple[Tensor, Neighbourhood]:
     # What is remembered may serve training later, so it must not be an inference tensor.
     with torch.inference_mode(False):
         return cluster_tokens(grid_positions(canvas, device), canvas, m, nbhd)

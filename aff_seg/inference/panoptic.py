@@ -56,23 +56,29 @@ class PanopticVotes:
 
     def result(self) -> tuple[Tensor, list[dict]]:
         """As :func:`panoptic_inference` gives."""
-        segments, stuff_ids, segment_of = [], {}, []
-        for category, won, own, both in zip(
-            self._label.tolist(), *self._areas.tolist(), strict=True
-        ):
-            segment_of.append(0)
-            if won == 0 or own == 0 or both == 0 or won / own < self._overlap_threshold:
-                continue
-            is_thing = category in self._thing_classes
-            if not is_thing and category in stuff_ids:
-                segment_of[-1] = stuff_ids[category]
-                continue
-            segments.append({"id": len(segments) + 1, "isthing": is_thing, "category_id": category})
-            segment_of[-1] = len(segments)
-            if not is_thing:
-                stuff_ids[category] = len(segments)
-        lookup = torch.tensor([*segment_of, 0], dtype=torch.int32, device=self._shown.device)
-        return lookup.index_select(0, self._shown.flatten()).view(self._shown.shape), segments
+        if len(self._kept) == 0:
+            return self._shown, []
+        won, own, both = self._areas.double()
+        share = won / own.clamp(min=1)
+        valid = (won > 0) & (own > 0) & (both > 0) & (share >= self._overlap_threshold)
+        things = torch.tensor(sorted(self._thing_classes), device=valid.device)
+        is_thing = torch.isin(self._label, things.to(self._label))
+        # Of each query the one that opens its segment: itself, or the first of its stuff class.
+        place = torch.arange(len(valid), device=valid.device)
+        stuff = valid & ~is_thing
+        merged = stuff[:, None] & stuff & (self._label[:, None] == self._label)
+        first = torch.where(stuff, merged.int().argmax(1), place)
+        opens = valid & (first == place)
+        number = opens.cumsum(0)
+        segment_of = torch.where(valid, number[first], 0)
+        lookup = torch.nn.functional.pad(segment_of, (0, 1)).int()
+        shown = lookup.index_select(0, self._shown.flatten()).view(self._shown.shape)
+        columns = (number[opens].tolist(), is_thing[opens].tolist(), self._label[opens].tolist())
+        segments = [
+            {"id": number, "isthing": thing, "category_id": label}
+            for number, thing, label in zip(*columns, strict=True)
+        ]
+        return shown, segments
 
 
 def panoptic_inference(

@@ -8,8 +8,9 @@ that unit. Integer arguments may be int32 or int64; returned indices are int32.
 Source: AutoFocusFormer, arXiv 2304.12406.
 """
 
-import importlib.util
 import os
+from importlib.machinery import PathFinder
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -17,11 +18,11 @@ from torch import Tensor
 from . import reference
 from .reference import relative_features
 
+_CHOICE = os.environ.get("AFF_SEG_OPS", "")
+if _CHOICE not in ("", "reference"):
+    raise ImportError(f"AFF_SEG_OPS must be reference or unset, got {_CHOICE}.")
 #: Whether the native operators are built; AFF_SEG_OPS=reference leaves them out.
-NATIVE = (
-    importlib.util.find_spec("aff_seg._C") is not None
-    and os.environ.get("AFF_SEG_OPS") != "reference"
-)
+NATIVE = not _CHOICE and bool(PathFinder.find_spec("_C", [str(Path(__file__).parents[1])]))
 #: Types of devices on which they run.
 NATIVE_DEVICES: tuple[str, ...] = ()
 if NATIVE:
@@ -60,7 +61,9 @@ def _accumulating(dtype: torch.dtype) -> torch.dtype:
 
 def _exponent(power: Tensor | float, like: Tensor) -> Tensor:
     """``power`` as a tensor of one element."""
-    return torch.as_tensor(power, dtype=like.dtype, device=like.device).reshape(1)
+    power = torch.as_tensor(power, dtype=like.dtype, device=like.device)
+    _check(power.numel() == 1, f"power must be one number, got shape {tuple(power.shape)}")
+    return power.reshape(1)
 
 
 def _int32(index: Tensor) -> Tensor:
@@ -76,11 +79,37 @@ def _check(condition: bool, message: str) -> None:
         raise ValueError(message)
 
 
-def _check_shape(name: str, tensor: Tensor, shape: tuple[int | None, ...], legend: str) -> None:
+def _check_tensor(
+    name: str,
+    tensor: Tensor,
+    shape: tuple[int | None, ...],
+    legend: str,
+    *,
+    beside: Tensor | None = None,
+) -> None:
+    """Shape, and the device if the tensor comes ``beside`` another."""
     fits = tensor.dim() == len(shape) and all(
         want is None or got == want for got, want in zip(tensor.shape, shape, strict=True)
     )
     _check(fits, f"{name} must have shape {legend}, got {tuple(tensor.shape)}")
+    if beside is not None:
+        fits = tensor.device == beside.device
+        _check(fits, f"{name} must be on {beside.device}, got {tensor.device}")
+
+
+def _check_index(name: str, tensor: Tensor, low: int, high: int) -> None:
+    """Dtype; for the references on a CPU the range, which native operators check themselves."""
+    fits = tensor.dtype in (torch.int32, torch.int64)
+    _check(fits, f"{name} must be int32 or int64, got {tensor.dtype}")
+    if NATIVE or tensor.device.type != "cpu" or tensor.numel() == 0:
+        return
+    first, last = (int(x) for x in tensor.aminmax())
+    if first < low or last > high:
+        raise IndexError(f"{name} must lie in {low} to {high}, got {first} to {last}")
+
+
+def _check_size(name: str, value: int) -> None:
+    _check(not isinstance(value, float) and value >= 1, f"{name} must be at least 1, got {value}")
 
 
 def knn(query: Tensor, database: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -96,14 +125,21 @@ def knn(query: Tensor, database: Tensor, k: int) -> tuple[Tensor, Tensor]:
         squared distance ``(B, Q, k)``. Neither is differentiable.
 
     Raises:
-        ValueError: for a wrong shape or k.
+        ValueError: for a wrong shape, dtype, device or k, or a position that is not finite.
     """
-    _check_shape("query", query, (None, None, 2), "(B, Q, 2)")
-    _check_shape("database", database, (query.shape[0], None, 2), "(B, N, 2)")
-    _check(1 <= k <= database.shape[1], f"k must be 1 to {database.shape[1]}, got {k}")
+    _check_tensor("query", query, (None, None, 2), "(B, Q, 2)")
+    _check_tensor("database", database, (query.shape[0], None, 2), "(B, N, 2)", beside=query)
+    for name, tensor in (("query", query), ("database", database)):
+        fits = tensor.dtype == query.dtype and tensor.dtype in (torch.float32, torch.float64)
+        _check(fits, f"{name} must be float32 or float64 like the other, got {tensor.dtype}")
+    fits = not isinstance(k, float) and 1 <= k <= database.shape[1]
+    _check(fits, f"k must be 1 to {database.shape[1]}, got {k}")
     query, database = query.detach(), database.detach()
     if _runs_native(query):
         return torch.ops.aff_seg.knn(query, database, k)
+    if query.device.type == "cpu":
+        for name, tensor in (("query", query), ("database", database)):
+            _check(bool(tensor.isfinite().all()), f"{name} must be finite")
     return reference.knn(query, database, k)
 
 
@@ -137,19 +173,21 @@ def cluster_attention(
         ``(B, N, heads, D)``, differentiable in everything but ``pos``.
 
     Raises:
-        ValueError: for a wrong shape or m.
+        ValueError: for a wrong shape, dtype, device or m.
+        IndexError: for a cluster out of range.
     """
-    _check_shape("q", q, (None, None, None, None), "(B, N, heads, D)")
+    _check_tensor("q", q, (None, None, None, None), "(B, N, heads, D)")
     batch, num_tokens, heads, dim = q.shape
-    _check_shape("k", k, q.shape, "of q")
-    _check_shape("v", v, q.shape, "of q")
-    _check_shape("pos", pos, (batch, num_tokens, 2), "(B, N, 2)")
-    _check_shape("clusters", clusters, (batch, num_tokens, None), "(B, N, R)")
-    _check_shape("pos_weight", pos_weight, (heads, 5), "(heads, 5)")
-    _check_shape("pos_bias", pos_bias, (heads,), "(heads,)")
-    _check_shape("blank_k", blank_k, (heads * dim,), "(heads * D,)")
-    _check_shape("blank_v", blank_v, (heads * dim,), "(heads * D,)")
-    _check(m >= 1, f"m must be at least 1, got {m}")
+    _check_tensor("k", k, q.shape, "of q", beside=q)
+    _check_tensor("v", v, q.shape, "of q", beside=q)
+    _check_tensor("pos", pos, (batch, num_tokens, 2), "(B, N, 2)", beside=q)
+    _check_tensor("clusters", clusters, (batch, num_tokens, None), "(B, N, R)", beside=q)
+    _check_tensor("pos_weight", pos_weight, (heads, 5), "(heads, 5)", beside=q)
+    _check_tensor("pos_bias", pos_bias, (heads,), "(heads,)", beside=q)
+    _check_tensor("blank_k", blank_k, (heads * dim,), "(heads * D,)", beside=q)
+    _check_tensor("blank_v", blank_v, (heads * dim,), "(heads * D,)", beside=q)
+    _check_size("m", m)
+    _check_index("clusters", clusters, 0, (num_tokens - 1) // m)
     if _runs_native(q):
         exact = _accumulating(q.dtype)
         learned = (x.to(exact) for x in (pos_weight, pos_bias, blank_k, blank_v))
@@ -196,19 +234,22 @@ def point_conv(
         ``(B, Q, I, C)``, differentiable in feat, score and the four parameters.
 
     Raises:
-        ValueError: for a wrong shape, m or sign.
+        ValueError: for a wrong shape, dtype, device, m or sign.
+        IndexError: for a centre or cluster out of range.
     """
-    _check_shape("feat", feat, (None, None, None), "(B, N, C)")
+    _check_tensor("feat", feat, (None, None, None), "(B, N, C)")
     batch, num_tokens, _ = feat.shape
     if score is not None:
-        _check_shape("score", score, (batch, num_tokens), "(B, N)")
-    _check_shape("pos", pos, (batch, num_tokens, 2), "(B, N, 2)")
-    _check_shape("centre", centre, (batch, None), "(B, Q)")
-    _check_shape("clusters", clusters, (batch, centre.shape[1], None), "(B, Q, R)")
-    _check_shape("weight", weight, (None, 5), "(I, 5)")
+        _check_tensor("score", score, (batch, num_tokens), "(B, N)", beside=feat)
+    _check_tensor("pos", pos, (batch, num_tokens, 2), "(B, N, 2)", beside=feat)
+    _check_tensor("centre", centre, (batch, None), "(B, Q)", beside=feat)
+    _check_tensor("clusters", clusters, (batch, centre.shape[1], None), "(B, Q, R)", beside=feat)
+    _check_tensor("weight", weight, (None, 5), "(I, 5)", beside=feat)
     for name, tensor in (("bias", bias), ("norm_weight", norm_weight), ("norm_bias", norm_bias)):
-        _check_shape(name, tensor, (weight.shape[0],), "(I,)")
-    _check(m >= 1, f"m must be at least 1, got {m}")
+        _check_tensor(name, tensor, (weight.shape[0],), "(I,)", beside=feat)
+    _check_size("m", m)
+    _check_index("centre", centre, 0, num_tokens - 1)
+    _check_index("clusters", clusters, 0, (num_tokens - 1) // m)
     _check(sign in (1, -1), f"sign must be 1 or -1, got {sign}")
     if _runs_native(feat):
         exact = _accumulating(feat.dtype)
@@ -241,19 +282,21 @@ def shepard_interpolate(
         ``(B, Q, C)``.
 
     Raises:
-        ValueError: for a wrong shape.
+        ValueError: for a wrong shape, dtype, device or power.
+        IndexError: for a token out of range.
     """
-    _check_shape("feat", feat, (None, None, None), "(B, N, C)")
+    _check_tensor("feat", feat, (None, None, None), "(B, N, C)")
     batch, num_tokens, _ = feat.shape
-    _check_shape("pos", pos, (batch, num_tokens, 2), "(B, N, 2)")
-    _check_shape("query", query, (batch, None, 2), "(B, Q, 2)")
-    _check_shape("index", index, (batch, query.shape[1], None), "(B, Q, K)")
+    _check_tensor("pos", pos, (batch, num_tokens, 2), "(B, N, 2)", beside=feat)
+    _check_tensor("query", query, (batch, None, 2), "(B, Q, 2)", beside=feat)
+    _check_tensor("index", index, (batch, query.shape[1], None), "(B, Q, K)", beside=feat)
+    _check_index("index", index, 0, num_tokens - 1)
     if _runs_native(feat):
         pos, query = (x.to(_accumulating(feat.dtype)) for x in (pos, query))
         return torch.ops.aff_seg.shepard_interpolate(
             feat, pos, query, _int32(index), _exponent(power, pos)
         )
-    return reference.shepard_interpolate(feat, pos, query, index, power)
+    return reference.shepard_interpolate(feat, pos, query, index, _exponent(power, pos))
 
 
 def deformable_points(
@@ -284,22 +327,26 @@ def deformable_points(
         the gradients through the inverse distance are 0.
 
     Raises:
-        ValueError: for a wrong shape.
+        ValueError: for a wrong shape, dtype, device or power.
+        IndexError: for a token out of range.
     """
-    _check_shape("value", value, (None, None, None, None), "(B, N, heads, D)")
+    _check_tensor("value", value, (None, None, None, None), "(B, N, heads, D)")
     batch, num_tokens, heads, _ = value.shape
-    _check_shape("pos", pos, (batch, num_tokens, 2), "(B, N, 2)")
-    _check_shape("table", table, (batch, None, None, None, None), "(B, L, H, W, K)")
-    _check_shape(
+    _check_tensor("pos", pos, (batch, num_tokens, 2), "(B, N, 2)", beside=value)
+    _check_tensor("table", table, (batch, None, None, None, None), "(B, L, H, W, K)", beside=value)
+    _check_tensor(
         "location",
         location,
         (batch, None, heads, table.shape[1], None, 2),
         "(B, Q, heads, L, P, 2)",
+        beside=value,
     )
-    _check_shape("weight", weight, location.shape[:-1], "(B, Q, heads, L, P)")
+    _check_tensor("weight", weight, location.shape[:-1], "(B, Q, heads, L, P)", beside=value)
+    _check_index("table", table, -1, num_tokens - 1)
     if _runs_native(value):
         pos, location, weight = (x.to(_accumulating(value.dtype)) for x in (pos, location, weight))
         return torch.ops.aff_seg.deformable_points(
             value, pos, _int32(table), location, weight, _exponent(power, pos)
         )
+    power = _exponent(power, pos)
     return reference.deformable_points(value, pos, table, location, weight, power)

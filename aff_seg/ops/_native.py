@@ -5,17 +5,22 @@ those of :mod:`aff_seg.ops`; floating inputs other than features are float32, or
 float64 features.
 """
 
+import inspect
+
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.library import register_autograd, register_fake
 
+_REMEDY = (
+    "build them again with `pip install --no-build-isolation --no-deps -e .`, or set "
+    "AFF_SEG_OPS=reference to run without them."
+)
 try:
     from aff_seg._C import CUDA  # registers schemas and kernels
 except ImportError as error:
     raise ImportError(
-        f"the native operators do not load beside PyTorch {torch.__version__} ({error}): build "
-        "them again with `pip install --no-build-isolation --no-deps -e .`, or set "
-        "AFF_SEG_OPS=reference to run without them."
+        f"the native operators do not load beside PyTorch {torch.__version__} ({error}): {_REMEDY}"
     ) from error
 
 __all__ = ["CUDA"]
@@ -27,9 +32,15 @@ def _fake(name: str):
 
     It also runs where some tensors are on the meta device and others are not, which is refused.
     """
-    names = [argument.name for argument in getattr(_OPS, name).default._schema.arguments]
+    registered = getattr(_OPS, name, None)
+    names = registered and [argument.name for argument in registered.default._schema.arguments]
 
     def register(kernel):
+        if names != list(inspect.signature(kernel).parameters):
+            raise ImportError(
+                f"the native operators were built from other sources ({name} differs): {_REMEDY}"
+            )
+
         def checked(*args):
             tensors = [(n, x) for n, x in zip(names, args, strict=True) if isinstance(x, Tensor)]
             want = tensors[0][1].device
@@ -65,7 +76,21 @@ def _(feat, score, pos, centre, clusters, m, weight, bias, norm_weight, norm_bia
 
 
 @_fake("point_conv_backward")
-def _(grad, feat, score, pos, centre, clusters, m, weight, bias, norm_weight, norm_bias, eps, sign):
+def _(
+    grad,
+    feat,
+    score,
+    pos,
+    centre,
+    clusters,
+    m,
+    weight,
+    bias,
+    norm_weight,
+    norm_bias,
+    norm_eps,
+    sign,
+):
     scores = pos.new_empty(0) if score is None else _like(score)
     return _like(feat), scores, *(_like(x) for x in (weight, bias, norm_weight, norm_bias))
 
@@ -109,12 +134,14 @@ def _save_attention(ctx, inputs, output):
     ctx.save_for_backward(*tensors, pos_weight, pos_bias, blank_k, blank_v, *output)
 
 
+@once_differentiable
 def _attention_backward(ctx, grad, _):
     q, k, v, pos, clusters, *learned, out, lse = ctx.saved_tensors
     grads = _OPS.cluster_attention_backward(grad, q, k, v, pos, clusters, ctx.m, *learned, out, lse)
     return (*grads[:3], None, None, None, *grads[3:])
 
 
+@once_differentiable
 def _point_conv_backward(ctx, grad):
     inputs = _inputs(ctx)
     feat, score, *learned = _OPS.point_conv_backward(grad, *inputs)
@@ -122,11 +149,13 @@ def _point_conv_backward(ctx, grad):
     return (feat, score, None, None, None, None, *learned, None, None)
 
 
+@once_differentiable
 def _shepard_backward(ctx, grad):
     feat, power = _OPS.shepard_interpolate_backward(grad, *_inputs(ctx))
     return feat, None, None, None, power
 
 
+@once_differentiable
 def _deformable_backward(ctx, grad):
     value, location, weight, power = _OPS.deformable_points_backward(grad, *_inputs(ctx))
     return value, None, None, location, weight, power

@@ -48,8 +48,6 @@ def _knn_in_tiles(query: Tensor, database: Tensor, k: int) -> tuple[Tensor, Tens
     A tile's search is done when the k-th neighbour of each of its queries lies within the
     margin by which the points' box exceeds the tile; else the margin doubles.
     """
-    if not (query.isfinite().all() and database.isfinite().all()):
-        raise ValueError("query and database must be finite positions")
     extent = database.amax(0) - database.amin(0)
     # Of points in the plane, or along a line.
     spacing = max((extent.prod() / len(database)).sqrt(), extent.amax() / len(database)).item()

@@ -1,5 +1,5 @@
 // Elementary functions as plain arithmetic on floats, so that loops over them vectorise; for
-// doubles, which serve checks alone, the library's. nan stays nan.
+// doubles, which serve checks alone, the library's. nan stays nan, but for a density at nan.
 
 #pragma once
 

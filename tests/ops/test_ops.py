@@ -228,3 +228,37 @@ def test_deformable_points_gradients_are_finite_on_a_token(rng):
 def test_wrong_arguments_are_named(call, message):
     with pytest.raises(ValueError, match=message):
         call(torch.zeros(1, 5, 2))
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"index": torch.rand(1, 3, 2)}, ValueError, "index must be int32 or int64, got torch.fl"),
+        ({"index": torch.full((1, 3, 2), 9)}, IndexError, "index must lie in 0 to 3, got 9 to 9"),
+        ({"power": torch.ones(2)}, ValueError, "power must be one number, got shape"),
+        ({"query": torch.rand(1, 3, 3)}, ValueError, r"query must have shape \(B, Q, 2\), got"),
+        ({"pos": torch.rand(1, 4, 2, device="meta")}, ValueError, "pos must be on cpu, got meta"),
+    ],
+)
+def test_wrong_tensors_are_named(change, error, message):
+    given = {
+        "feat": torch.rand(1, 4, 5),
+        "pos": torch.rand(1, 4, 2),
+        "query": torch.rand(1, 3, 2),
+        "index": torch.zeros(1, 3, 2, dtype=torch.int32),
+        "power": 2.0,
+    }
+    ops.shepard_interpolate(**given)
+    with pytest.raises(error, match=message):
+        ops.shepard_interpolate(**{**given, **change})
+
+
+def test_wrong_counts_are_named():
+    query, database = torch.zeros(1, 2, 2), torch.zeros(1, 3, 2)
+    for k in (0, 4, 2.0):
+        with pytest.raises(ValueError, match=f"k must be 1 to 3, got {k}"):
+            ops.knn(query, database, k)
+    with pytest.raises(ValueError, match="database must be float32 or float64 like the other"):
+        ops.knn(query, database.double(), 1)
+    with pytest.raises(ValueError, match="query must be finite"):
+        ops.knn(query / 0, database, 1)

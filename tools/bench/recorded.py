@@ -8,7 +8,7 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from aff_seg import ops
+from aff_seg import layers, ops
 from bench.models import our_model, random_image
 
 
@@ -43,7 +43,8 @@ class Case:
         elif self.operator == "shepard_interpolate":
             sizes = f"{shape[0]} to {third.shape[1]} tokens, {shape[1]} channels"
         else:
-            sizes = f"{shape[0]} tokens, {shape[1]} heads of {shape[2]}"
+            queries = self.args[3].shape[1]
+            sizes = f"{shape[0]} to {queries} tokens, {shape[1]} heads of {shape[2]}"
         return f"{self.operator}, {sizes}"
 
 
@@ -74,6 +75,8 @@ def record(size: tuple[int, int]) -> list[Case]:
     torch.manual_seed(0)
     model = our_model("tiny")
     with ExitStack() as stack:
+        # Whole calls, not parts that fit a cache.
+        stack.enter_context(mock.patch.object(layers, "_PART", 1 << 62))
         for name in ops.active_paths():
             stack.enter_context(mock.patch.object(ops, name, recorder(name, getattr(ops, name))))
         model([{"image": random_image(size)}])

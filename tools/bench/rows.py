@@ -99,7 +99,7 @@ def table(rows: list[Row]) -> str:
         cells = [row.what, row.size, row.way, row.runs or "", number(row.seconds, 1e3)]
         cells += [number(row.ratio, 1), number(row.peak, 2**-20), number(row.memory_ratio, 1)]
         lines.append([*cells, row.note])
-    heads = ["", "size", "way", "runs", "ms", "ms / ours", "peak MB", "MB / ours", "note"]
+    heads = ["", "size", "way", "runs", "ms", "ms / ours", "peak MiB", "MiB / ours", "note"]
     alignment = ("left", "left", "left", "right", "right", "right", "right", "right", "left")
     return tabulate(lines, headers=heads, colalign=alignment, disable_numparse=True)
 
