@@ -232,6 +232,12 @@ inline int __any_sync(unsigned, int condition) {
   const unsigned last = std::min<unsigned>(first + 32, put.size());
   return std::any_of(put.begin() + first, put.begin() + last, [](uint64_t x) { return x != 0; });
 }
+inline int __any_sync(unsigned mask, int condition) {
+  for (int step = 1; step < 32; step *= 2) {
+    condition |= __shfl_xor_sync(mask, condition, step);
+  }
+  return condition != 0;
+}
 
 // Fibers take turns only where they wait, so that plain arithmetic is atomic.
 template <typename T>
