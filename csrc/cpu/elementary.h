@@ -57,7 +57,9 @@ inline double wide_exp(double x) {
   return p * c10::bit_cast<double>((held + 1023) << 52);
 }
 
-inline double log_of_positive(double x) { return std::log(x); }
+inline double log_of_positive(double x) {
+  return std::log(std::min(x, std::numeric_limits<double>::max()));
+}
 
 inline float log_of_positive(float x) {
   return static_cast<float>(wide_log(static_cast<double>(x)));
@@ -116,7 +118,7 @@ void raise(const A* base, int64_t count, A exponent, A* powered) {
   }
 }
 
-// Their logarithms; 0 for 0.
+// Their logarithms, held likewise; 0 for 0.
 template <typename A>
 void take_logs(const A* base, int64_t count, A* out) {
   positive_or_one(base, count, out);

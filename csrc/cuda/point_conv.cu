@@ -43,7 +43,7 @@ __device__ __forceinline__ void add_places(
 // For I = 0 any number of units, kUnits at a time, and any number of places; else all of a centre
 // are noted at once.
 template <int I, int V, typename T, typename A>
-__global__ void __launch_bounds__(kThreads, I > 0 && sizeof(A) < 8 ? 6 : 4)
+__global__ void __launch_bounds__(kThreads, I > 0 && sizeof(A) < 8 ? 7 : 4)
     forward(const PointConvInputs<T, A> in, const Tiling tiling, T* out) {
   __shared__ Units<I, A> units;
   auto* weight = shared_memory<UnitWeights<A>>();
@@ -100,6 +100,7 @@ __global__ void __launch_bounds__(kThreads, I > 0 && sizeof(A) < 8 ? 6 : 4)
           if (reads) {
             const int at = centre * tiling.stride;
             int j = 0;
+#pragma unroll 1
             for (; j + 4 <= count; j += 4) {
               add_places<4>(rows, in.channels, token + at + j, weight + at + j, sum);
             }
