@@ -52,6 +52,13 @@ C10_HOST_DEVICE inline T raised(T distance, T power) {
   return result > largest ? largest : result;
 }
 
+// The logarithm of a squared distance, held likewise; 0 for 0 and nan.
+template <typename T>
+C10_HOST_DEVICE inline T log_distance(T distance) {
+  const T largest = std::numeric_limits<T>::max();
+  return distance > 0 ? std::log(distance > largest ? largest : distance) : T(0);
+}
+
 at::Tensor shepard_interpolate(
     const at::Tensor& feat, const at::Tensor& pos, const at::Tensor& query,
     const at::Tensor& index, const at::Tensor& power);

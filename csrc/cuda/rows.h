@@ -3,6 +3,7 @@
 #pragma once
 
 #include <ATen/core/Tensor.h>
+#include <ATen/ops/clone.h>
 
 #include <cstdint>
 #include <type_traits>
@@ -13,6 +14,17 @@ template <typename T, int V>
 struct alignas(sizeof(T) * V) Pack {
   T value[V];
 };
+
+template <int V, typename T>
+__device__ __forceinline__ Pack<T, V> load_pack(const T* from) {
+  return *reinterpret_cast<const Pack<T, V>*>(from);
+}
+
+// The V channels from `row`, or zeros, unread.
+template <int V, typename T>
+__device__ __forceinline__ Pack<T, V> load_pack_if(bool read, const T* row) {
+  return read ? load_pack<V>(row) : Pack<T, V>{};
+}
 
 // Adds weight times the V channels from `row`.
 template <int V, typename T, typename A>
@@ -45,6 +57,13 @@ __device__ __forceinline__ void store_row(const A* sum, T* row) {
     pack.value[v] = static_cast<T>(sum[v]);
   }
   *reinterpret_cast<Pack<T, V>*>(row) = pack;
+}
+
+// The tensor, contiguous, where packs of so many bytes can be read.
+inline at::Tensor aligned(const at::Tensor& tensor, size_t bytes) {
+  const at::Tensor dense = tensor.contiguous();
+  const bool fits = reinterpret_cast<uintptr_t>(dense.const_data_ptr()) % bytes == 0;
+  return fits ? dense : dense.clone();
 }
 
 // Calls body(V) with the channels a lane takes at a time as a constant: 16 bytes where rows of

@@ -177,6 +177,10 @@ void launch(void (*kernel)(P...), dim3 grid, dim3 size, size_t shared, A... argu
   if (size.x * size.y * size.z > 1024) {
     fail("a block of more than 1024 threads");
   }
+  // What a block gets on the architectures that give it least.
+  if (shared > (99 << 10)) {
+    fail("a block with more than 99 KiB of dynamic shared memory");
+  }
   b.body = [&] { kernel(static_cast<P>(arguments)...); };
   block() = &b;
   for (unsigned z = 0; z < grid.z; ++z) {
