@@ -53,12 +53,15 @@ struct Tokens {
   bool wide;  // units of 16 bytes can be read and written
 
   Tokens(T* data_, const at::Tensor& x)
-      : data(data_), by_image(x.stride(0) * x.element_size()),
-        by_token(static_cast<int>(x.stride(1) * x.element_size())),
-        by_head(static_cast<int>(x.stride(2) * x.element_size())),
+      : data(data_), by_image(stride(x, 0)), by_token(static_cast<int>(stride(x, 1))),
+        by_head(static_cast<int>(stride(x, 2))),
         wide(reinterpret_cast<uintptr_t>(data) % 16 == 0 &&
              x.size(3) * x.element_size() % 16 == 0 && by_image % 16 == 0 && by_token % 16 == 0 &&
              by_head % 16 == 0) {}
+
+  static int64_t stride(const at::Tensor& x, int64_t axis) {
+    return x.size(axis) > 1 ? x.stride(axis) * x.element_size() : 0;
+  }
 
   __device__ __forceinline__ T* row(int image, int token, int head) const {
     using Bytes = std::conditional_t<std::is_const_v<T>, const char, char>;
@@ -77,11 +80,11 @@ Tokens<const T> tokens_of(const at::Tensor& x) {
 // Itself, or copied so that Tokens can describe it.
 inline at::Tensor with_near_channels(const at::Tensor& x) {
   constexpr int64_t kMost = std::numeric_limits<int>::max();
-  const bool near = x.stride(3) == 1 && x.stride(1) * x.element_size() <= kMost &&
-      x.stride(2) * x.element_size() <= kMost;
-  const at::Tensor result = near ? x : x.contiguous();
-  TORCH_CHECK_VALUE(
-      result.stride(1) * result.element_size() <= kMost, "too many channels: ", x.sizes());
+  const auto describable = [](const at::Tensor& y) {
+    return Tokens<char>::stride(y, 1) <= kMost && Tokens<char>::stride(y, 2) <= kMost;
+  };
+  const at::Tensor result = x.stride(3) == 1 && describable(x) ? x : x.contiguous();
+  TORCH_CHECK_VALUE(describable(result), "too many channels: ", x.sizes());
   return result;
 }
 

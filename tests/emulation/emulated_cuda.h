@@ -1,7 +1,9 @@
 // Just enough of CUDA to run this project's kernels on a CPU, block after block: the threads of a
 // block are fibers that take turns, and a barrier or an exchange within a warp is where they turn.
 // It shows wrong indices, missing barriers where a later turn would overwrite, and wrong sums; it
-// knows nothing of speed, and little of races.
+// knows nothing of speed, and little of races. AFF_SEG_EMULATED_ORDER changes whose turn is next:
+// 0 for the order of the threads, 1 for the reverse, any other for the seed of a random one; where
+// a barrier is missing, some order shows it.
 
 #pragma once
 
@@ -15,6 +17,7 @@
 #include <cstring>
 #include <functional>
 #include <memory>
+#include <random>
 #include <vector>
 
 #define __global__
@@ -88,7 +91,7 @@ inline void fail(const char* what) {
 }
 
 // Runs the fibers in turn until all are done.
-inline void run_block(Block& b) {
+inline void run_block(Block& b, unsigned order) {
   const unsigned count = b.size.x * b.size.y * b.size.z;
   constexpr size_t kStack = 256 << 10;
   b.fibers.resize(count);
@@ -107,12 +110,21 @@ inline void run_block(Block& b) {
     fiber.context.uc_link = nullptr;
     makecontext(&fiber.context, enter, 0);
   }
+  std::vector<unsigned> turns(count);
+  for (unsigned t = 0; t < count; ++t) {
+    turns[t] = order == 1 ? count - 1 - t : t;
+  }
+  std::minstd_rand random(order);
   for (bool busy = true; busy;) {
     busy = false;
-    for (b.current = 0; b.current < count; ++b.current) {
-      if (!b.fibers[b.current].done) {
+    if (order > 1) {
+      std::shuffle(turns.begin(), turns.end(), random);
+    }
+    for (const unsigned t : turns) {
+      b.current = t;
+      if (!b.fibers[t].done) {
         busy = true;
-        swapcontext(&b.scheduler, &b.fibers[b.current].context);
+        swapcontext(&b.scheduler, &b.fibers[t].context);
       }
     }
   }
@@ -285,13 +297,14 @@ void launch(void (*kernel)(P...), dim3 grid, dim3 size, size_t shared, A... argu
   }
   b.body = [&] { kernel(static_cast<P>(arguments)...); };
   block() = &b;
+  const char* order = std::getenv("AFF_SEG_EMULATED_ORDER");
   for (unsigned z = 0; z < grid.z; ++z) {
     for (unsigned y = 0; y < grid.y; ++y) {
       for (unsigned x = 0; x < grid.x; ++x) {
         b.index = dim3(x, y, z);
         // Not zeros: what is read before it is written shows.
         b.shared.assign(shared, char(0x7f));
-        run_block(b);
+        run_block(b, order ? std::atoi(order) : 0);
       }
     }
   }
