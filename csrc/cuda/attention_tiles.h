@@ -370,8 +370,9 @@ struct MatrixTile {
   static __device__ __forceinline__ A exponential(A x) { return fast_exp2(x); }
 
   static __device__ __forceinline__ Direction<A> direction(A dx, A dy) {
-    const A square = dx * dx + dy * dy;
-    const A inverse = fast_rsqrt(square > kLeast ? square : kLeast);
+    // Where r is 0, the features come out as 0 or next to it.
+    const A square = dx * dx + (dy * dy + kLeast);
+    const A inverse = fast_rsqrt(square);
     return {square * inverse, dy * inverse, dx * inverse};
   }
 

@@ -12,12 +12,12 @@
 namespace aff_seg {
 namespace {
 
-// How far logits may exceed what exponentials are taken relative to, in the tile's unit. Small
-// enough for half.
-constexpr int kSlack = 8;
+// Exponentials are taken relative to a logit such that those of a tile add up to at most this in
+// a lane; small enough for half.
+constexpr int kMostOfTile = 256;
 
-// The softmax of a warp's columns at one head, as far as it has come. Of a column, `total` is what
-// the rows g add up to.
+// The softmax of a warp's columns at one head, as far as it has come, exponentials being taken
+// relative to `top`. Of a column, `total` is what the rows g add up to.
 template <typename P>
 struct Softmax {
   using A = typename P::A;
@@ -50,10 +50,9 @@ __global__ void __launch_bounds__(kMaxWarps * kWarp, sizeof(typename P::T) == 2 
   }
 
   near.visit_all([&](const typename Near::Tile& tile) {
-    A weight[kHeads][kSlots][2];
+    A weight[kHeads][kSlots][2], of_tile[kHeads][2];
     const T* rows[kSlots];
-    for (;;) {
-      bool exceeds = false;
+    for (bool raise = false;;) {
 #pragma unroll
       for (int h = 0; h < kHeads; ++h) {
         tile.operand(0, h, rows);
@@ -66,42 +65,53 @@ __global__ void __launch_bounds__(kMaxWarps * kWarp, sizeof(typename P::T) == 2 
 #pragma unroll
           for (int s = 0; s < kSlots; ++s) {
             weight[h][s][j] = terms.logit(weight[h][s][j], tile.direction[s][j], start);
-            exceeds = exceeds || weight[h][s][j] > kSlack;
           }
         }
       }
-      if (!__any_sync(kAllLanes, exceeds)) {
-        break;
+      if (raise) {
+        // What has been summed is taken relative to the largest logit so far.
+#pragma unroll
+        for (int h = 0; h < kHeads; ++h) {
+          A factor[2];
+#pragma unroll
+          for (int j = 0; j < 2; ++j) {
+            A excess = 0;
+#pragma unroll
+            for (int s = 0; s < kSlots; ++s) {
+              excess = weight[h][s][j] > excess ? weight[h][s][j] : excess;
+            }
+            const A top = softmax[h].top[j] + max_over_rows(excess);
+            factor[j] = P::exponential(softmax[h].top[j] - top);
+            softmax[h].top[j] = top;
+            softmax[h].total[j] *= factor[j];
+          }
+          P::scale(factor, softmax[h].sum);
+        }
+        raise = false;
+        continue;
       }
-      // What has been summed is taken relative to the largest logit, and this tile repeated.
+      bool exceeds = false;
 #pragma unroll
       for (int h = 0; h < kHeads; ++h) {
-        A factor[2];
 #pragma unroll
         for (int j = 0; j < 2; ++j) {
-          A excess = 0;
 #pragma unroll
           for (int s = 0; s < kSlots; ++s) {
-            excess = weight[h][s][j] > excess ? weight[h][s][j] : excess;
+            weight[h][s][j] = P::exponential(weight[h][s][j]);
+            of_tile[h][j] = s == 0 ? weight[h][s][j] : of_tile[h][j] + weight[h][s][j];
           }
-          const A top = softmax[h].top[j] + max_over_rows(excess);
-          factor[j] = P::exponential(softmax[h].top[j] - top);
-          softmax[h].top[j] = top;
-          softmax[h].total[j] *= factor[j];
+          exceeds |= of_tile[h][j] > kMostOfTile;
         }
-        P::scale(factor, softmax[h].sum);
+      }
+      raise = __any_sync(kAllLanes, exceeds);
+      if (!raise) {
+        break;
       }
     }
 #pragma unroll
     for (int h = 0; h < kHeads; ++h) {
-#pragma unroll
-      for (int s = 0; s < kSlots; ++s) {
-#pragma unroll
-        for (int j = 0; j < 2; ++j) {
-          weight[h][s][j] = P::exponential(weight[h][s][j]);
-          softmax[h].total[j] += weight[h][s][j];
-        }
-      }
+      softmax[h].total[0] += of_tile[h][0];
+      softmax[h].total[1] += of_tile[h][1];
       tile.operand(1, h, rows);
       P::add(tile.lane, rows, tile.count, weight[h], near.scratch(), softmax[h].sum);
     }

@@ -12,6 +12,7 @@
 
 #include <ATen/Dispatch.h>
 #include <ATen/ops/aminmax.h>
+#include <ATen/ops/div.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/stack.h>
 #include <ATen/ops/sum.h>
@@ -218,21 +219,33 @@ __global__ void __launch_bounds__(kMaxWarps * kWarp, sizeof(typename P::T) == 2 
   }
 }
 
+// Which queries list each cluster: for cluster c of image b those are
+// query[start[b * clusters + c]] ... query[start[b * clusters + c + 1] - 1], ascending.
+struct ClusterReaders {
+  at::Tensor start;  // (B * clusters + 1) int64
+  at::Tensor query;  // (B * N * R) int32, counted in their image
+
+  ClusterReaders(const at::Tensor& lists, int64_t clusters) {
+    const ReaderLists readers = reader_lists(lists.flatten(1), clusters);
+    start = readers.start;
+    query = readers.place.div(std::max<int64_t>(lists.size(2), 1), "floor").to(at::kInt);
+  }
+};
+
 // Shared memory of the second pass: the terms of logits; of each warp its columns, keys and values,
-// and scratch; slots of queries. A slot has queries at all heads, their gradients at all heads,
-// positions, and for each head lse and delta of its eight rows.
+// and scratch; slots of queries. A slot has queries at all heads, their gradients at all heads, and
+// of its eight rows x, y, and for each head lse and delta. Absent rows have an lse of infinity.
 template <typename P, int kHeads>
 struct ReaderLayout {
   using T = typename P::T;
   using A = typename P::A;
   using L = typename P::L;
-  static constexpr int kA = sizeof(A);
-  static constexpr int kPositions = 2 * kHeads * L::kBytes;
-  static constexpr int kStatistics = kPositions + 2 * kSlotRows * kA;
-  static constexpr int kSlot = kStatistics + 2 * kHeads * kSlotRows * kA;
+  static constexpr int kRows = 2 * kHeads * L::kBytes;
+  static constexpr int kOfRow = kHeads == 1 ? 4 : 8;
+  static constexpr int kSlot = kRows + kOfRow * kSlotRows * static_cast<int>(sizeof(A));
   static constexpr int kColumns = kHeads * static_cast<int>(sizeof(LogitTerms<P>));
   static constexpr int kScratch = 2 * kHeads * L::kBytes;
-  static constexpr int kOfWarp = kScratch + P::kScratch * kA;
+  static constexpr int kOfWarp = kScratch + P::kScratch * static_cast<int>(sizeof(A));
 
   int warps, capacity;
 
@@ -257,7 +270,7 @@ __global__ void __launch_bounds__(kMaxWarps * kWarp, sizeof(typename P::T) == 2 
     by_keys(
         const Attention<typename P::T, typename P::A> in, int capacity,
         Tokens<const typename P::T> grad, const typename P::A* lse, const typename P::A* delta,
-        const typename P::T* extremes, const int64_t* start, const int64_t* place,
+        const typename P::T* extremes, const int64_t* start, const int32_t* queries,
         Tokens<typename P::T> grad_k, Tokens<typename P::T> grad_v, typename P::A* partial) {
   using T = typename P::T;
   using A = typename P::A;
@@ -292,15 +305,20 @@ __global__ void __launch_bounds__(kMaxWarps * kWarp, sizeof(typename P::T) == 2 
         columns + (kHeads + h) * L::kElements);
   }
   const int64_t first_token = int64_t(image) * in.tokens;
-  A x[2], y[2];
+  A x[2], y[2], masked[kSlots][2];
 #pragma unroll
   for (int j = 0; j < 2; ++j) {
+    const bool exists = 2 * t + j < present;
     Pack<A, 2> pos{};
-    if (2 * t + j < present) {
+    if (exists) {
       pos = reinterpret_cast<const Pack<A, 2>*>(in.pos)[first_token + first + 2 * t + j];
     }
     x[j] = pos.value[0];
     y[j] = pos.value[1];
+#pragma unroll
+    for (int s = 0; s < kSlots; ++s) {
+      masked[s][j] = exists ? A(0) : -std::numeric_limits<A>::infinity();
+    }
   }
   if (warp == 0 && lane < kHeads) {
     terms_of[lane] = LogitTerms<P>(in.pos_weight, in.pos_bias, head + lane, in.scale);
@@ -317,13 +335,15 @@ __global__ void __launch_bounds__(kMaxWarps * kWarp, sizeof(typename P::T) == 2 
     if (reader != 0) {
       __syncthreads();
     }
-    const int left = (readers - reader + kSlotRows - 1) / kSlotRows;
+    // Whole tiles.
+    const int left =
+        (readers - reader + kSlots * kSlotRows - 1) / (kSlots * kSlotRows) * kSlots;
     const int count = left < capacity ? left : capacity;
 #pragma unroll 1
     for (int s = warp; s < count; s += warps) {
       const int i = reader + s * kSlotRows + g;
       const bool exists = i < readers;
-      const int query = exists ? static_cast<int>(place[list + i]) / in.near : 0;
+      const int query = exists ? queries[list + i] : 0;
       char* slot = slots + s * Layout::kSlot;
 #pragma unroll
       for (int h = 0; h < kHeads; ++h) {
@@ -334,20 +354,24 @@ __global__ void __launch_bounds__(kMaxWarps * kWarp, sizeof(typename P::T) == 2 
             grad.row(image, query, head + h), exists, grad.wide, in.dim, g, t,
             to + kHeads * L::kElements);
       }
-      // What does not exist is masked, but must be finite: query 0 serves.
-      A* pos = reinterpret_cast<A*>(slot + Layout::kPositions) + 2 * g;
-      A* statistics = reinterpret_cast<A*>(slot + Layout::kStatistics) + g;
+      // Of absent rows everything else must be finite: query 0 serves.
+      A* row = reinterpret_cast<A*>(slot + Layout::kRows) + Layout::kOfRow * g;
+      const int64_t at = (first_token + query) * in.heads + head;
       if (t == 0) {
-        copy_async<2 * sizeof(A)>(pos, in.pos + 2 * (first_token + query));
-      }
+        copy_async<2 * sizeof(A)>(row, in.pos + 2 * (first_token + query));
+      } else if (t == 1) {
 #pragma unroll
-      for (int h = 0; h < kHeads; ++h) {
-        const int64_t at = (first_token + query) * in.heads + head + h;
-        if (t == 1) {
-          copy_async<sizeof(A)>(statistics + 2 * h * kSlotRows, lse + at);
+        for (int h = 0; h < kHeads; ++h) {
+          if (exists) {
+            copy_async<sizeof(A)>(row + 2 + 2 * h, lse + at + h);
+          } else {
+            row[2 + 2 * h] = std::numeric_limits<A>::infinity();
+          }
         }
-        if (t == 2) {
-          copy_async<sizeof(A)>(statistics + (2 * h + 1) * kSlotRows, delta + at);
+      } else if (t == 2) {
+#pragma unroll
+        for (int h = 0; h < kHeads; ++h) {
+          copy_async<sizeof(A)>(row + 3 + 2 * h, delta + at + h);
         }
       }
     }
@@ -356,45 +380,45 @@ __global__ void __launch_bounds__(kMaxWarps * kWarp, sizeof(typename P::T) == 2 
 #pragma unroll 1
     for (int s0 = 0; s0 < count; s0 += kSlots) {
       const char* slot[kSlots];
-      A masked[kSlots][2];
       Direction<A> direction[kSlots][2];
+      A statistics[kSlots][kHeads][2];
 #pragma unroll
       for (int s = 0; s < kSlots; ++s) {
-        slot[s] = slots + (s0 + s < count ? s0 + s : s0) * Layout::kSlot;
-        const bool listed = reader + (s0 + s) * kSlotRows + g < readers;
-        const auto pos =
-            *reinterpret_cast<const Pack<A, 2>*>(slot[s] + Layout::kPositions + 2 * g * sizeof(A));
+        slot[s] = slots + (s0 + s) * Layout::kSlot;
+        const auto row = *reinterpret_cast<const Pack<A, Layout::kOfRow>*>(
+            slot[s] + Layout::kRows + Layout::kOfRow * g * sizeof(A));
 #pragma unroll
         for (int j = 0; j < 2; ++j) {
-          masked[s][j] =
-              listed && 2 * t + j < present ? A(0) : -std::numeric_limits<A>::infinity();
-          direction[s][j] = P::direction(x[j] - pos.value[0], y[j] - pos.value[1]);
+          direction[s][j] = P::direction(x[j] - row.value[0], y[j] - row.value[1]);
+        }
+#pragma unroll
+        for (int h = 0; h < kHeads; ++h) {
+          statistics[s][h][0] = row.value[2 + 2 * h];
+          statistics[s][h][1] = row.value[3 + 2 * h];
         }
       }
 #pragma unroll
       for (int h = 0; h < kHeads; ++h) {
         const LogitTerms<P> terms = terms_of[h];
-        const T *queries[kSlots], *grads[kSlots];
+        const T *rows[kSlots], *grads[kSlots];
 #pragma unroll
         for (int s = 0; s < kSlots; ++s) {
-          queries[s] = reinterpret_cast<const T*>(slot[s]) + h * L::kElements;
-          grads[s] = queries[s] + kHeads * L::kElements;
+          rows[s] = reinterpret_cast<const T*>(slot[s]) + h * L::kElements;
+          grads[s] = rows[s] + kHeads * L::kElements;
         }
         A weight[kSlots][2], along[kSlots][2];
         P::multiply(
-            lane, queries, count - s0, columns + h * L::kElements, in.dim, masked, weight);
+            lane, rows, count - s0, columns + h * L::kElements, in.dim, masked, weight);
         P::multiply(
             lane, grads, count - s0, columns + (kHeads + h) * L::kElements, in.dim, {}, along);
 #pragma unroll
         for (int s = 0; s < kSlots; ++s) {
-          const A* statistics = reinterpret_cast<const A*>(slot[s] + Layout::kStatistics) +
-              2 * h * kSlotRows + g;
-          const A begins = terms.bias - statistics[0] * P::kPerLogit;
+          const A begins = terms.bias - statistics[s][h][0] * P::kPerLogit;
 #pragma unroll
           for (int j = 0; j < 2; ++j) {
             const Direction<A> at = direction[s][j];
             weight[s][j] = P::exponential(terms.logit(weight[s][j], at, begins));
-            const A slope = weight[s][j] * (scale * along[s][j] - statistics[kSlotRows]);
+            const A slope = weight[s][j] * (scale * along[s][j] - statistics[s][h][1]);
             const A by_r = slope * at.r;
             along[s][j] = slope;
             sum_pos[h][0] += by_r * at.cosine;
@@ -405,7 +429,7 @@ __global__ void __launch_bounds__(kMaxWarps * kWarp, sizeof(typename P::T) == 2 
           }
         }
         P::add(lane, grads, count - s0, weight, scratch, sum_v[h]);
-        P::add(lane, queries, count - s0, along, scratch, sum_k[h]);
+        P::add(lane, rows, count - s0, along, scratch, sum_k[h]);
       }
     }
   }
@@ -441,9 +465,9 @@ __global__ void __launch_bounds__(kMaxWarps * kWarp, sizeof(typename P::T) == 2 
 using Gradients = std::tuple<
     at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
 
-// `readers` are those of clusters.flatten(1), the same for all blocks of a stage.
+// The readers depend on clusters and m alone: they are the same for all blocks of a stage.
 Gradients backward_with_readers(
-    const ReaderLists& readers, const at::Tensor& grad, const at::Tensor& q, const at::Tensor& k,
+    const ClusterReaders& readers, const at::Tensor& grad, const at::Tensor& q, const at::Tensor& k,
     const at::Tensor& v, const at::Tensor& pos, const at::Tensor& clusters, int64_t m,
     const at::Tensor& pos_weight, const at::Tensor& pos_bias, const at::Tensor& blank_k,
     const at::Tensor& blank_v, const at::Tensor& out, const at::Tensor& lse) {
@@ -491,7 +515,7 @@ Gradients backward_with_readers(
               reader.capacity, from, log_sum.template const_data_ptr<A>(),
               delta.template const_data_ptr<A>(), range,
               readers.start.template const_data_ptr<int64_t>(),
-              readers.place.template const_data_ptr<int64_t>(), results(grad_k), results(grad_v),
+              readers.query.template const_data_ptr<int32_t>(), results(grad_k), results(grad_v),
               of_keys.template mutable_data_ptr<A>());
         });
       });
@@ -525,7 +549,7 @@ Gradients cluster_attention_backward_cuda(
   }
   const int64_t size = std::min(m, q.size(1));
   return backward_with_readers(
-      reader_lists(clusters.flatten(1), (q.size(1) + size - 1) / size), grad, q, k, v, pos,
+      ClusterReaders(clusters, (q.size(1) + size - 1) / size), grad, q, k, v, pos,
       clusters, m, pos_weight, pos_bias, blank_k, blank_v, out, lse);
 }
 

@@ -78,14 +78,15 @@ constexpr int kSharedBudget = (sizeof(T) == 2 ? 54 : 73) << 10;
 constexpr int kMaxCapacity = 64;
 
 // Shared memory, for kHeads heads at once and kSets operands in columns: offsets in bytes. A slot
-// has keys at all heads, values at all heads, and positions of its eight rows.
+// has keys at all heads, values at all heads, and of its eight rows x, y, and 0 or, where a row does
+// not exist, -inf.
 template <typename P, int kHeads, int kSets>
 struct NearLayout {
   using T = typename P::T;
   using A = typename P::A;
   using L = typename P::L;
-  static constexpr int kPositions = 2 * kHeads * L::kBytes;
-  static constexpr int kSlot = kPositions + 2 * kSlotRows * static_cast<int>(sizeof(A));
+  static constexpr int kRows = 2 * kHeads * L::kBytes;
+  static constexpr int kSlot = kRows + 4 * kSlotRows * static_cast<int>(sizeof(A));
   // Of all warps: the terms of logits, the blank keys and values, the bits and counts of a window,
   // the range and the number of clusters.
   static constexpr int kTerms = 0;
@@ -303,13 +304,16 @@ class NearClusters {
     entry_ = entry;
     valid_ = true;
     const int32_t* list = in_.lists + token(g) * in_.near + (entry + t);
+    const int left = row_exists ? in_.near - entry - t : 0;
 #pragma unroll
     for (int i = 0; i < kEntriesOfLane; ++i) {
-      cluster_[i] = -1;
-      if (row_exists && entry + t + 4 * i < in_.near) {
-        cluster_[i] = list[4 * i];
-        valid_ = valid_ && cluster_[i] >= 0 && cluster_[i] < in_.clusters;
-      }
+      cluster_[i] = 4 * i < left ? list[4 * i] : -1;
+    }
+#pragma unroll
+    for (int i = 0; i < kEntriesOfLane; ++i) {
+      const bool within =
+          static_cast<unsigned>(cluster_[i]) < static_cast<unsigned>(in_.clusters);
+      valid_ &= within | (4 * i >= left);
     }
   }
 
@@ -424,12 +428,10 @@ class NearClusters {
         stage_row<L>(value, exists, Wide::value, in_.dim, g, t, values);
       }
       if (t == 0) {
-        A* pos = reinterpret_cast<A*>(to + Layout::kPositions) + 2 * g;
-        if (exists) {
-          copy_async<2 * sizeof(A)>(pos, in_.pos + (int64_t(image) * in_.tokens + token) * 2);
-        } else {
-          pos[0] = pos[1] = 0;
-        }
+        // The position of token 0 is as good as any where there is none.
+        A* row = reinterpret_cast<A*>(to + Layout::kRows) + 4 * g;
+        copy_async<2 * sizeof(A)>(row, in_.pos + (int64_t(image) * in_.tokens + token) * 2);
+        row[2] = exists ? A(0) : -std::numeric_limits<A>::infinity();
       }
     }
   }
@@ -473,16 +475,16 @@ class NearClusters {
         tile.lane = lane;
 #pragma unroll
         for (int s = 0; s < P::kSlots; ++s) {
-          const unsigned word = visit.value[s];
+          const unsigned word = visit.value[s], listed = word >> (16 + 2 * t);
           const char* slot = slots_ + (word & 0xffff);
-          const unsigned listed = g < static_cast<int>(word >> 24) ? word >> (16 + 2 * t) : 0;
           tile.slot[s] = reinterpret_cast<const T*>(slot);
-          const auto pos =
-              *reinterpret_cast<const Pack<A, 2>*>(slot + Layout::kPositions + 2 * g * sizeof(A));
+          const auto row =
+              *reinterpret_cast<const Pack<A, 4>*>(slot + Layout::kRows + 4 * g * sizeof(A));
 #pragma unroll
           for (int j = 0; j < 2; ++j) {
-            tile.masked[s][j] = listed >> j & 1 ? A(0) : -std::numeric_limits<A>::infinity();
-            tile.direction[s][j] = P::direction(pos.value[0] - x[j], pos.value[1] - y[j]);
+            tile.masked[s][j] =
+                listed >> j & 1 ? row.value[2] : -std::numeric_limits<A>::infinity();
+            tile.direction[s][j] = P::direction(row.value[0] - x[j], row.value[1] - y[j]);
           }
         }
         body(tile);
@@ -492,26 +494,24 @@ class NearClusters {
   }
 
   // The slots whose clusters some column lists, and takes one from each of their counts; *again
-  // says whether any is left. An entry has the slot's offset, columns and number of rows. Empty
-  // ones make up whole tiles.
+  // says whether any is left. An entry has the slot's offset and the columns. Empty ones make up
+  // whole tiles.
   __device__ __forceinline__ int list_slots(int start, int count, bool* again) const {
     const int low = rank_of(start), high = rank_of(start + count - 1);
     int length = 0;
 #pragma unroll 1
     for (int s0 = 0; s0 < count; s0 += kWarp) {
       const int s = s0 + lane;
-      unsigned columns = 0, present = 0;
-      if (s < count) {
+      unsigned columns = 0;
+      if (s < count && slot_at(start + s).present > 0) {
         columns = compressed(nonzero(counts()[rank_of(start + s) - low]));
-        const int rows = slot_at(start + s).present;
-        present = rows > 0 ? rows : 0;
       }
-      const bool wanted = columns != 0 && present != 0;
+      const bool wanted = columns != 0;
       const unsigned all = __ballot_sync(kAllLanes, wanted);
       if (wanted) {
         const unsigned offset = s * Layout::kSlot;
         visits()[length + __popc(all & ((1u << lane) - 1))] =
-            offset | columns << 16 | present << 24;
+            offset | columns << 16;
       }
       length += __popc(all);
     }
