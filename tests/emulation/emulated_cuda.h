@@ -366,21 +366,6 @@ T __shfl_up_sync(unsigned, T value, int delta) {
   const unsigned from = lane >= unsigned(delta) ? lane - delta : lane;
   return emulated::from_bits<T>(emulated::exchange(emulated::to_bits(value), from));
 }
-inline int __any_sync(unsigned, int condition) {
-  emulated::exchange(condition != 0, 0);
-  const emulated::Block& b = *emulated::block();
-  const auto& put = b.put[b.fibers[b.current].exchanges % 2];
-  const unsigned first = b.current / 32 * 32;
-  const unsigned last = std::min<unsigned>(first + 32, put.size());
-  return std::any_of(put.begin() + first, put.begin() + last, [](uint64_t x) { return x != 0; });
-}
-inline int __any_sync(unsigned mask, int condition) {
-  for (int step = 1; step < 32; step *= 2) {
-    condition |= __shfl_xor_sync(mask, condition, step);
-  }
-  return condition != 0;
-}
-
 // Fibers take turns only where they wait, so that plain arithmetic is atomic.
 template <typename T>
 T atomicAdd(T* at, T value) {
