@@ -3,6 +3,7 @@
 Standard library only, and readable by Python 3.6, so that an old Python gets its sentence.
 """
 
+import glob
 import importlib.util
 import os
 import re
@@ -47,6 +48,15 @@ def check_disk(folder, wanted):
         raise SetupError(
             f"the disk is nearly full: {wanted / 2**30:.0f} GB are needed and "
             f"{free / 2**30:.1f} GB are free at {folder}; make room, then `make setup` again."
+        )
+
+
+def check_wheels(folder):
+    """Raise SetupError unless ``folder`` holds wheels."""
+    if not glob.glob(os.path.join(folder, "*.whl")):
+        raise SetupError(
+            f"there are no wheels in {folder}: make them where there is a network with "
+            "`python tools/collect_wheels.py FOLDER`, and bring the folder here."
         )
 
 
