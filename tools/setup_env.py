@@ -32,6 +32,7 @@ from setup_env_checks import (
     check_venv_module,
     check_wheels,
     find_compiler,
+    find_nvcc,
 )
 from setup_env_commands import Commands
 from setup_env_repair import drop_absent_files, incomplete_packages, relocate
@@ -43,6 +44,8 @@ REQUIREMENTS = ("requirements.txt", "constraints.txt", "requirements-detectron2.
 STAMPED = (*REQUIREMENTS, "setup.py", "pyproject.toml")
 SOURCES = "csrc"
 BUILDS = ("native", "portable", "none")
+# Environment variables that say how the native operators are built, and what they are if not set.
+CHOICES = {"AFF_SEG_BUILD": "native", "FORCE_CUDA": "", "TORCH_CUDA_ARCH_LIST": ""}
 # Free bytes wanted: for the packages, their downloads and pip's cache; for a few small packages.
 FULL_INSTALL, SMALL_INSTALL = 10 << 30, 1 << 30
 
@@ -98,8 +101,9 @@ class Environment(Commands):
         # Its presence tells a Detectron2 that we built from one that somebody else did.
         self.source_mark = os.path.join(self.path, "detectron2-source")
         # How the native operators are built: as asked, else as last time.
-        self.build_mark = os.path.join(self.path, "native-build")
-        self.build = os.environ.get("AFF_SEG_BUILD") or self.last_build() or "native"
+        self.build_mark = os.path.join(self.path, "native-build.json")
+        last = self.last_build()
+        self.build = {name: os.environ.get(name) or last[name] for name in CHOICES}
 
     def is_done(self, switch):
         """Whether an earlier run ended well and nothing it rested on has changed since."""
@@ -113,9 +117,9 @@ class Environment(Commands):
 
     def last_build(self):
         if not os.path.isfile(self.build_mark):
-            return None
+            return CHOICES
         with open(self.build_mark, encoding="utf-8") as stream:
-            return stream.read().strip()
+            return json.load(stream)
 
     def extension(self):
         """Name of the built native operators' file, or None."""
@@ -125,7 +129,7 @@ class Environment(Commands):
     def fingerprint(self):
         """Digest of all that `.venv` depends on."""
         facts = [self.root, sys.base_prefix, "{}.{}".format(*sys.version_info), SOURCE_COMMIT]
-        facts += [str(find_compiler()), self.build]
+        facts += [str(find_compiler()), str(find_nvcc()), json.dumps(self.build)]
         digest = hashlib.sha256("\n".join(facts).encode())
         names = [os.path.join(self.root, name) for name in STAMPED]
         for folder, _, files in os.walk(os.path.join(self.root, SOURCES)):
@@ -137,9 +141,10 @@ class Environment(Commands):
 
     def make(self, switch):
         """Bring `.venv` from any state to a complete one; ``switch`` is "auto" or "source"."""
-        if self.build not in BUILDS:
+        build = self.build["AFF_SEG_BUILD"]
+        if build not in BUILDS:
             raise SetupError(
-                f"AFF_SEG_BUILD must be one of {', '.join(BUILDS)}, got {self.build!r}: "
+                f"AFF_SEG_BUILD must be one of {', '.join(BUILDS)}, got {build!r}: "
                 "set it to one of these, or not at all."
             )
         for path in (self.stamp, self.log):
@@ -147,8 +152,8 @@ class Environment(Commands):
                 os.remove(path)
         about = self.ensure_python()
         with open(self.build_mark, "w", encoding="utf-8") as stream:
-            stream.write(self.build + "\n")
-        os.environ["AFF_SEG_BUILD"] = self.build
+            json.dump(self.build, stream)
+        os.environ.update((name, value) for name, value in self.build.items() if value)
         # One that is not built again must not stay: it would run.
         for extension in glob.glob(os.path.join(self.root, "aff_seg", "_C.*")):
             os.remove(extension)

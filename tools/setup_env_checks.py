@@ -66,6 +66,14 @@ def find_compiler():
     return next(filter(None, (shutil.which(name) for name in names if name)), None)
 
 
+def find_nvcc():
+    """Path of CUDA's compiler, or None, where torch looks for it."""
+    home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
+    if home:
+        return shutil.which("nvcc", path=os.path.join(home, "bin"))
+    return shutil.which("nvcc") or shutil.which("nvcc", path="/usr/local/cuda/bin")
+
+
 def check_source_build():
     """Raise SetupError where Detectron2 cannot be built from its source."""
     for tool, found in (("git", shutil.which("git")), ("a C++ compiler", find_compiler())):
