@@ -222,7 +222,7 @@ def test_an_unknown_build_is_refused_and_not_remembered(setup_env, checks, check
     with pytest.raises(checks.SetupError, match="one of native, portable, none, got 'fast'"):
         setup_env.Environment(str(checkout)).make("auto")
     monkeypatch.delenv("AFF_SEG_BUILD")
-    assert setup_env.Environment(str(checkout)).build == "native"
+    assert setup_env.Environment(str(checkout)).build["AFF_SEG_BUILD"] == "native"
 
 
 class Recorder:
