@@ -19,7 +19,7 @@ from functools import partial
 from pathlib import Path
 
 from bench import machine, plans, scaling
-from bench.jobs import Helper, inline, rows_of
+from bench.jobs import Helper, Job, Runner, inline, rows_of
 from bench.measure import best_device
 from bench.report import Report
 from bench.rows import OURS
@@ -42,23 +42,30 @@ QUICK_LIMITS = (512, 1 << 24)
 def main() -> None:
     started = time.perf_counter()
     args = _arguments()
-    device = best_device()
-    on_gpu = device.type == "cuda"
+    kind = best_device().type
+    on_gpu = kind == "cuda"
     if on_gpu and "cuda" not in ops.NATIVE_DEVICES:
         print("The operators are not built for the GPU: ours is the reference.", file=sys.stderr)
-    runs = 1 if args.quick else RUNS[device.type]
-    side, copied = QUICK_LIMITS if args.quick else LIMITS[device.type]
-    head = machine.facts(device)
-    limits = machine.limits(device, side, copied, runs)
+    with closing(Helper()) as helper:
+        _run(args, kind, helper if on_gpu else inline, started)
+
+
+def _run(args: argparse.Namespace, kind: str, run: Runner, started: float) -> None:
+    """Measure everything and report it; see above for the exit status."""
+    runs = 1 if args.quick else RUNS[kind]
+    side, copied = QUICK_LIMITS if args.quick else LIMITS[kind]
+    survey = {"side": side, "copied": copied, "runs": runs}
+    ((head, limits),) = run(Job(machine.survey, "machine", "survey", arguments=survey), math.inf)
     extent = plans.Extent(
-        variants=args.variants or (QUICK_VARIANTS if args.quick else VARIANTS[device.type]),
+        variants=args.variants or (QUICK_VARIANTS if args.quick else VARIANTS[kind]),
         sizes=args.sizes or (QUICK_SIZES if args.quick else SIZES),
         scaling_sizes=QUICK_SCALING if args.quick else scaling.SIZES,
         runs=runs,
         with_flex=not args.quick,
         limits=limits,
     )
-    output = Path(args.output or _default_output(device.type, head["device"], args.quick))
+    output = Path(args.output or _default_output(kind, head["device"], args.quick))
+    on_gpu = kind == "cuda"
     judge = partial(gpu_targets, limits) if on_gpu else targets
     report = Report(head, limits, judge, output)
     print(report.beginning, flush=True)
@@ -68,26 +75,30 @@ def main() -> None:
         print(f"[{time.perf_counter() - started:4.0f} s] {what}", file=sys.stderr, flush=True)
 
     jobs = plans.on_gpu(extent) if on_gpu else plans.on_cpu(extent)
-    with closing(Helper()) as helper:
-        run = helper if on_gpu else inline
-        for row in rows_of(jobs, run, started + args.seconds, say):
-            report.add(row)
-
-    curve = [row for row in report.rows if row.section == scaling.SECTION and row.seconds]
-    drawn = output.with_suffix(".png")
-    if len(curve) > 1:
-        machine_name = f"{head['device']}, {head['processor']}, {head['threads']} threads"
-        exponent = scaling.plot(curve, machine_name, drawn)
-        curve[-1].note = f"time ~ tokens^{exponent:.2f}"
-        report.exponent = None if args.quick else exponent
+    for row in rows_of(jobs, run, started + args.seconds, say):
+        report.add(row)
+    drawn = _draw(report, head, args.quick)
     report.write()
     failed = [row for row in report.rows if row.failed]
     print(f"\n{report.results}")
     print(
         f"{time.perf_counter() - started:.0f} s; {len(failed)} of {len(report.rows)} rows failed; "
-        f"written to {output}, {output.with_suffix('.txt')} and {drawn}."
+        f"written to {', '.join(map(str, (output, output.with_suffix('.txt'), *drawn)))}."
     )
-    sys.exit(any(row.way == OURS for row in failed))
+    sys.exit(any(row.way.startswith(OURS) for row in failed))
+
+
+def _draw(report: Report, head: dict, quick: bool) -> list[Path]:
+    """Plot time against tokens, if measured; return the file."""
+    curve = [row for row in report.rows if row.section == scaling.SECTION and row.seconds]
+    if len(curve) < 2:
+        return []
+    drawn = report.output.with_suffix(".png")
+    title = f"{head['device']}, {head['processor']}, {head['threads']} threads"
+    exponent = scaling.plot(curve, title, drawn)
+    curve[-1].note = f"time ~ tokens^{exponent:.2f}"
+    report.exponent = None if quick else exponent
+    return [drawn]
 
 
 def _arguments() -> argparse.Namespace:

@@ -86,7 +86,9 @@ class EventClock:
     def __init__(self, device: torch.device):
         self._device = device
         cache = torch.cuda.get_device_properties(device).L2_cache_size
-        self._filler = torch.empty(_CACHES * max(cache, 1 << 20), dtype=torch.int8, device=device)
+        size = _CACHES * max(cache, 1 << 20)
+        with torch.inference_mode(False):  # or it could be written in that mode alone
+            self._filler = torch.empty(size, dtype=torch.int8, device=device)
 
     def ready(self, queued: bool) -> None:
         """Clear the cache, then wait for the device, or have it wait for the host."""

@@ -13,7 +13,6 @@ from bench.rows import FLOAT32, OURS, Row
 from bench.worker import Child, TooSlow
 
 OUT_OF_TIME = "not measured: out of time"
-# Seconds that a job may take, however much time is left.
 LIMIT = 150.0
 
 
@@ -23,8 +22,9 @@ class Job:
 
     Attributes:
         make: module-level function that makes them.
-        arguments: of ``make``.
         section, what, size, way, dtype: of the row that stands in for them if they are missing.
+        arguments: of ``make``.
+        limit: seconds that they may take, however much time is left.
     """
 
     make: Callable[..., Iterable[Row]]
@@ -34,6 +34,7 @@ class Job:
     way: str = OURS
     dtype: str = FLOAT32
     arguments: dict = field(default_factory=dict)
+    limit: float = LIMIT
 
     def missing(self, note: str, failed: bool) -> Row:
         """The row that says why there are no others."""
@@ -89,7 +90,7 @@ class Helper:
         self._child: Child | None = None
 
     def __call__(self, job: Job, left: float) -> Iterator[Row]:
-        end = time.perf_counter() + min(left, LIMIT)
+        end = time.perf_counter() + min(left, job.limit)
         try:
             if self._child is None:
                 self._child = Child(_serve)
@@ -98,9 +99,9 @@ class Helper:
                 yield row
         except TooSlow:
             self.close()
-            if left <= LIMIT:
+            if left <= job.limit:
                 raise OutOfTime from None
-            raise WayError(f"not done in {LIMIT:.0f} s") from None
+            raise WayError(f"not done in {job.limit:.0f} s") from None
         except (WayError, OSError):
             self.close()
             raise

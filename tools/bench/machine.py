@@ -14,16 +14,21 @@ import torch
 import torch.nn.functional as F
 
 from aff_seg import ops
-from bench.measure import single
+from bench.measure import best_device, single
 
 # What nvidia-smi is asked for, and how the report calls it.
 _ASKED = {
     "driver_version": "driver",
     "clocks.max.sm": "highest clock",
     "clocks.max.mem": "highest memory clock",
-    "clocks.sm": "clock at start",
     "power.limit": "power limit",
 }
+
+
+def survey(**extent: int) -> Iterator[tuple[dict, dict[str, float]]]:
+    """The facts about the best device and its limits, once."""
+    device = best_device()
+    yield facts(device), limits(device, **extent)
 
 
 def facts(device: torch.device) -> dict:

@@ -62,21 +62,22 @@ def operator_rows(
         yield from _rated(rows, case, forward_work(case) + backward_work(case), limits)
 
 
-def search_rows(size: tuple[int, int], runs: int, limits: dict[str, float]) -> Iterator[Row]:
-    """On a GPU: the searches of a run of AFF-Tiny, whose positions have one type in all runs."""
-    for case in record(size):
-        if case.operator == "knn":
-            rows = _measure(case, "", size, runs, _forward_ways(case), SHARE)
-            yield from _rated(rows, case, forward_work(case), limits)
-
-
-def rows_in(
-    dtype: torch.dtype, size: tuple[int, int], runs: int, limits: dict[str, float]
+def gpu_operator_rows(
+    dtype: torch.dtype,
+    size: tuple[int, int],
+    runs: int,
+    limits: dict[str, float],
+    searches: bool,
 ) -> Iterator[Row]:
-    """On a GPU: the other operators, forward and backward, with features in ``dtype``."""
-    for case in record(size, dtype):
-        if case.operator == "knn":
-            continue
+    """On a GPU: all operators, forward and backward, with features in ``dtype``.
+
+    Args:
+        dtype: float32, or bfloat16 for a run under autocast.
+        size, runs, limits: as above.
+        searches: also those that look for neighbours, whose positions have one type in all runs.
+    """
+    cases = record(size, dtype)
+    for case in (case for case in cases if case.operator != "knn"):
         forward, backward = forward_work(case), backward_work(case)
         for direction, ways, work in (
             ("", _forward_ways(case), forward),
@@ -85,9 +86,12 @@ def rows_in(
         ):
             rows = _measure(case, direction, size, runs, ways, SHARE)
             yield from _rated(rows, case, work, limits)
+    for case in (case for case in cases if searches and case.operator == "knn"):
+        rows = _measure(case, "", size, runs, _forward_ways(case), SHARE)
+        yield from _rated(rows, case, forward_work(case), limits)
 
 
-def flex_rows(dtype: torch.dtype, size: tuple[int, int], runs: int) -> Iterator[Row]:
+def gpu_flex_rows(dtype: torch.dtype, size: tuple[int, int], runs: int) -> Iterator[Row]:
     """On a GPU: flex_attention on the first stage's attention, beside ours once more."""
     (case,) = (case for case in record(size, dtype) if _for_flex(case))
     args, device = case.args[:WITHOUT_BLANK], best_device()

@@ -26,7 +26,7 @@ from bench.rows import BFLOAT16, FLOAT32, OURS, REFERENCE, Row, make_rows
 from bench.worker import Worker, working
 
 PARTS, COMPARISON = "parts of the model", "AFF-Tiny against transformers"
-THEIRS, GRAPH = "Mask2Former Swin-Tiny", "CUDA graph"
+THEIRS, GRAPH = "Mask2Former Swin-Tiny", f"{OURS}, as CUDA graph"
 BACKBONE_ALONE = "backbone alone"
 # Parts that both models have, and what they give.
 RESULTS = {LOGITS: LOGITS, WHOLE: "image to panoptic result"}

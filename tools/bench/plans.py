@@ -4,11 +4,13 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from bench import operators, parts, scaling
-from bench.jobs import Job
+from bench.jobs import LIMIT, Job
 from bench.models import TRAINING_STEP, WHOLE
 from bench.rows import BFLOAT16, FLOAT32, OURS, Row, text
 
 Size = tuple[int, int]
+# Seconds for compiling flex_attention, forward and backward, and measuring it.
+FLEX_LIMIT = 90.0
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,6 @@ def on_gpu(extent: Extent) -> list[Job]:
     largest, *smaller = sorted(extent.sizes, reverse=True)
     jobs = [
         _operators(extent, largest, BFLOAT16),
-        _searches(extent, largest),
         _part(parts.gpu_backbone_rows, extent, largest, "tiny", parts.BACKBONE_ALONE, BFLOAT16),
         _compared(extent, largest),
         _operators(extent, largest, FLOAT32),
@@ -67,7 +68,7 @@ def on_gpu(extent: Extent) -> list[Job]:
             jobs.append(_flex(extent, size, BFLOAT16))
     for size in smaller:
         jobs += [_operators(extent, size, dtype) for dtype in (BFLOAT16, FLOAT32)]
-        jobs += [_searches(extent, size), _compared(extent, size)]
+        jobs.append(_compared(extent, size))
     if extent.with_flex:
         jobs += [_flex(extent, size, FLOAT32) for size in (largest, *smaller)]
     return [*jobs, _scaling(extent)]
@@ -75,31 +76,29 @@ def on_gpu(extent: Extent) -> list[Job]:
 
 def _operators(extent: Extent, size: Size, dtype: str) -> Job:
     return _sized(
-        operators.rows_in,
+        operators.gpu_operator_rows,
         size,
         operators.SECTION,
-        "all but knn",
+        "all",
         extent.runs,
         row_dtype=dtype,
         dtype=parts.DTYPES[dtype],
         limits=extent.limits,
+        # Positions have one type in all runs.
+        searches=dtype == BFLOAT16,
     )
-
-
-def _searches(extent: Extent, size: Size) -> Job:
-    section, runs = operators.SECTION, extent.runs
-    return _sized(operators.search_rows, size, section, "knn", runs, limits=extent.limits)
 
 
 def _flex(extent: Extent, size: Size, dtype: str) -> Job:
     return _sized(
-        operators.flex_rows,
+        operators.gpu_flex_rows,
         size,
         operators.SECTION,
         "cluster_attention",
         extent.runs,
         way=operators.FLEX,
         row_dtype=dtype,
+        limit=FLEX_LIMIT,
         dtype=parts.DTYPES[dtype],
     )
 
@@ -134,8 +133,9 @@ def _sized(
     *,
     way: str = OURS,
     row_dtype: str = FLOAT32,
+    limit: float = LIMIT,
     **arguments: object,
 ) -> Job:
     """A job on images of one size, which ``make`` gets beside ``runs`` and other arguments."""
     arguments |= {"size": size, "runs": runs}
-    return Job(make, section, what, text(size), way, row_dtype, arguments)
+    return Job(make, section, what, text(size), way, row_dtype, arguments, limit)

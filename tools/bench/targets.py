@@ -91,7 +91,7 @@ def gpu_targets(limits: dict[str, float], rows: list[Row], _exponent: float | No
     what = parts.part_name("tiny", parts.BACKBONE_ALONE)
     for way, wanted in ((OURS, 8.0), (parts.GRAPH, 5.0)):
         row = find(rows, parts.PARTS, what, LARGE, way, BFLOAT16)
-        how = "eager" if way == OURS else way
+        how = "eager" if way == OURS else "captured"
         label = f"{what}, {LARGE}, {BFLOAT16}, {how}: ms"
         found.append(Target(label, wanted, False, _milliseconds(row)))
     for dtype in (BFLOAT16, FLOAT32):
