@@ -34,8 +34,8 @@ DTYPES = {FLOAT32: torch.float32, BFLOAT16: torch.bfloat16}
 # Seconds after which no new round starts, at the smallest size and at larger ones; the comparison
 # always gets all its runs.
 PATIENCE, LESS_PATIENCE, ENDLESS = 60.0, 25.0, 1e6
-# The same, for a GPU.
-GPU_PATIENCE = 3.0
+# Seconds after which a way gets no more turns on a GPU.
+SHARE = 1.5
 _NO_TRANSFORMERS = "transformers is not installed; `make bench` tries to install it"
 
 
@@ -96,20 +96,20 @@ def gpu_part_rows(variant: str, size: tuple[int, int], runs: int) -> Iterator[Ro
     model = sure_model(variant)
     for dtype, exact in DTYPES.items():
         ways = {OURS: lazily(partial(parts_of, model, size, exact))}
-        yield from _rows(variant, size, *take_turns(ways, runs, GPU_PATIENCE), dtype=dtype)
+        yield from _rows(variant, size, *take_turns(ways, runs, PATIENCE, SHARE), dtype=dtype)
 
 
 def gpu_step_rows(variant: str, size: tuple[int, int], runs: int) -> Iterator[Row]:
     """On a GPU: steps of training in every type."""
     for dtype, exact in DTYPES.items():
         ways = {OURS: lazily(partial(our_steps, variant, size, exact))}
-        yield from _rows(variant, size, *take_turns(ways, runs, GPU_PATIENCE), dtype=dtype)
+        yield from _rows(variant, size, *take_turns(ways, runs, PATIENCE, SHARE), dtype=dtype)
 
 
 def gpu_backbone_rows(variant: str, size: tuple[int, int], runs: int) -> Iterator[Row]:
     """On a GPU: the backbone alone in bfloat16, called and replayed."""
     called, replayed = our_backbone(variant, size, DTYPES[BFLOAT16])
-    figures, failed = take_turns({OURS: called, GRAPH: replayed}, runs, GPU_PATIENCE)
+    figures, failed = take_turns({OURS: called, GRAPH: replayed}, runs, PATIENCE, SHARE)
     name = part_name(variant, BACKBONE_ALONE)
     yield from make_rows(PARTS, size, figures, failed, lambda _: name, dtype=BFLOAT16)
 
@@ -137,7 +137,7 @@ def gpu_comparison_rows(size: tuple[int, int], runs: int) -> Iterator[Row]:
             left_out[THEIRS] = _NO_TRANSFORMERS
         else:
             ways[THEIRS] = lazily(lambda exact=exact: mask2former_of(theirs(), size, exact))
-        figures, failed = take_turns(ways, runs, GPU_PATIENCE)
+        figures, failed = take_turns(ways, runs, PATIENCE, SHARE)
         yield from _compared(size, figures, failed, left_out=left_out, dtype=dtype)
 
 
