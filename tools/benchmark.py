@@ -20,7 +20,7 @@ from pathlib import Path
 
 from bench import machine, plans, scaling
 from bench.jobs import Helper, Job, Runner, inline, rows_of
-from bench.measure import best_device
+from bench.measure import WayError, best_device
 from bench.report import Report
 from bench.rows import OURS
 from bench.targets import gpu_targets, targets
@@ -55,7 +55,10 @@ def _run(args: argparse.Namespace, kind: str, run: Runner, started: float) -> No
     runs = 1 if args.quick else RUNS[kind]
     side, copied = QUICK_LIMITS if args.quick else LIMITS[kind]
     survey = {"side": side, "copied": copied, "runs": runs}
-    ((head, limits),) = run(Job(machine.survey, "machine", "survey", arguments=survey), math.inf)
+    try:
+        ((head, limits),) = run(Job(machine.survey, "", "", arguments=survey), math.inf)
+    except WayError as error:
+        sys.exit(f"What the machine can do cannot be measured: {error}.")
     extent = plans.Extent(
         variants=args.variants or (QUICK_VARIANTS if args.quick else VARIANTS[kind]),
         sizes=args.sizes or (QUICK_SIZES if args.quick else SIZES),

@@ -84,7 +84,11 @@ def inline(job: Job, _left: float) -> Iterator[Row]:
 
 
 class Helper:
-    """A process that makes the rows of many jobs, and is replaced when one breaks it."""
+    """A process that makes the rows of many jobs.
+
+    After a failure another one takes its place: neither a device's memory nor its error state nor a
+    capture left half done can be trusted then.
+    """
 
     def __init__(self) -> None:
         self._child: Child | None = None
@@ -95,8 +99,12 @@ class Helper:
             if self._child is None:
                 self._child = Child(_serve)
             self._child.send((job.make, job.arguments))
+            failed = False
             while (row := self._child.receive(max(0.0, end - time.perf_counter()))) is not None:
+                failed = failed or (isinstance(row, Row) and row.failed)
                 yield row
+            if failed:
+                self.close()
         except TooSlow:
             self.close()
             if left <= job.limit:
