@@ -42,8 +42,10 @@ class WayError(Exception):
 
 def in_brief(error: Exception) -> str:
     """The first words of an error."""
-    text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0][:100]
+    first, *others = (str(error).strip() or type(error).__name__).splitlines()
+    if first.endswith(":") and others:  # the compiler's, around another
+        first = f"{first} {others[0]}"
+    return first[:100]
 
 
 def best_device() -> torch.device:
@@ -66,10 +68,10 @@ class Stopwatch:
     def __init__(self, device: torch.device, memory: bool, *, queued: bool = False):
         self._clock, self._memory = clock(device), memory
         self._laps: list[tuple[str, object, object, int | None]] = []
+        self._clock.ready(queued)
         if memory:
             self._clock.reset_peak()
             self._before = self._clock.in_use()
-        self._clock.ready(queued)
         self._start = self._clock.mark()
 
     def lap(self, name: str) -> None:
