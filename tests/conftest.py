@@ -6,10 +6,41 @@ from pathlib import Path
 import pytest
 import torch
 from detectron2.config import CfgNode, get_cfg
+from elsewhere import redirect
 
 import aff_seg
 
+_REDIRECTED = pytest.StashKey[torch.library.Library]()
+
 REPO = Path(__file__).parents[1]
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--device",
+        choices=["cpu", "cuda", "emulated"],
+        default="cpu",
+        help="where operators and golden cases run; emulated: CUDA kernels compiled for a CPU",
+    )
+
+
+def pytest_configure(config):
+    device = config.getoption("--device")
+    if device != "cpu":
+        config.stash[_REDIRECTED] = redirect(device)
+
+
+def pytest_collection_modifyitems(config, items):
+    if config.getoption("--device") != "cpu":
+        here = [item for item in items if item.get_closest_marker("cpu_kernels")]
+        config.hook.pytest_deselected(items=here)
+        items[:] = [item for item in items if item not in here]
+
+
+@pytest.fixture(scope="session")
+def device(request) -> torch.device:
+    """Where models of golden cases run."""
+    return torch.device("cuda" if request.config.getoption("--device") == "cuda" else "cpu")
 
 
 @pytest.fixture(autouse=True)

@@ -110,7 +110,9 @@ class Stage(nn.Module):
         if self.downsample is None:
             return Points(feat, pos, canvas), None, None
 
-        score = self.prob_net(feat).squeeze(-1).sigmoid()
+        # Sixteen bits would round many scores to the same.
+        with torch.autocast(feat.device.type, enabled=False):
+            score = self.prob_net(feat.to(self.prob_net.weight)).squeeze(-1).sigmoid()
         survivors = choose_centres(
             score.detach(),
             pos,

@@ -85,8 +85,9 @@ class SetCriterion(nn.Module):
 
         classes = torch.full(logits.shape[:2], self.num_classes, dtype=torch.int64)
         classes[image, query] = torch.cat(labels)
+        # One row per query: the loss of rows has one order of summing on every device.
         loss_ce = F.cross_entropy(
-            logits.float().transpose(1, 2), classes.to(logits.device), self.empty_weight
+            logits.float().flatten(0, 1), classes.flatten().to(logits.device), self.empty_weight
         )
         matched = masks[image.to(masks.device), query.to(masks.device)].float()
         wanted = [

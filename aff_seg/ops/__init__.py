@@ -61,7 +61,10 @@ def _accumulating(dtype: torch.dtype) -> torch.dtype:
 
 def _exponent(power: Tensor | float, like: Tensor) -> Tensor:
     """``power`` as a tensor of one element."""
-    power = torch.as_tensor(power, dtype=like.dtype, device=like.device)
+    if isinstance(power, Tensor):
+        power = power.to(like)
+    else:  # made where it is used: copying it there would wait for the device
+        power = like.new_full((1,), power)
     _check(power.numel() == 1, f"power must be one number, got shape {tuple(power.shape)}")
     return power.reshape(1)
 

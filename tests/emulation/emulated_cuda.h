@@ -7,6 +7,8 @@
 
 #pragma once
 
+#include <c10/macros/Macros.h>
+#include <c10/util/Exception.h>
 #include <ucontext.h>
 
 #include <algorithm>
@@ -66,6 +68,7 @@ struct Block {
   // What the lanes of each warp put up for an exchange, two slots taken in turn.
   std::vector<Put> put[2];
   std::function<void()> body;
+  const char* broken = nullptr;  // the assertion that did not hold
 };
 
 inline Block*& block() {
@@ -83,6 +86,14 @@ inline void enter() {
   b.body();
   b.fibers[b.current].done = true;
   turn();
+}
+
+// An assertion of a kernel: where it does not hold, nothing of the block runs on.
+inline void require(bool holds, const char* what) {
+  if (!holds) {
+    block()->broken = what;
+    turn();
+  }
 }
 
 inline void fail(const char* what) {
@@ -125,6 +136,9 @@ inline void run_block(Block& b, unsigned order) {
       if (!b.fibers[t].done) {
         busy = true;
         swapcontext(&b.scheduler, &b.fibers[t].context);
+        if (b.broken) {
+          return;
+        }
       }
     }
   }
@@ -309,6 +323,10 @@ void launch(void (*kernel)(P...), dim3 grid, dim3 size, size_t shared, A... argu
         // Not zeros: what is read before it is written shows.
         b.shared.assign(shared, char(0x7f));
         run_block(b, order ? std::atoi(order) : 0);
+        if (b.broken) {
+          block() = nullptr;
+          TORCH_CHECK_INDEX(false, "device-side assertion: ", b.broken);
+        }
       }
     }
   }
@@ -317,6 +335,8 @@ void launch(void (*kernel)(P...), dim3 grid, dim3 size, size_t shared, A... argu
 
 }  // namespace emulated
 
+#undef CUDA_KERNEL_ASSERT
+#define CUDA_KERNEL_ASSERT(condition) emulated::require(condition, #condition)
 #define threadIdx (emulated::thread_index())
 #define blockIdx (emulated::block()->index)
 #define blockDim (emulated::block()->size)

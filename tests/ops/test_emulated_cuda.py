@@ -4,18 +4,15 @@ This shows that they index and add up what they should. It shows nothing of spee
 agrees: `make gpu-check` does.
 """
 
-import importlib.util
-from pathlib import Path
-
 import pytest
 import torch
+from emulation.build import build, compiler
 from native_op import DTYPES, assert_near, needs_native
 from op_inputs import INPUTS, knn_inputs
 
 from aff_seg import ops
 from aff_seg.ops import reference
 
-BUILD = Path(__file__).parents[1] / "emulation" / "build.py"
 pytestmark = [needs_native, pytest.mark.timeout(900)]
 # (operator, what differs from the usual inputs)
 CASES = [
@@ -41,12 +38,9 @@ CASES = [
 @pytest.fixture(scope="module")
 def emulated():
     """The operators of ``torch.ops`` that run the CUDA kernels on a CPU."""
-    spec = importlib.util.spec_from_file_location("emulation_build", BUILD)
-    build = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(build)
-    if build.compiler() is None:
+    if compiler() is None:
         pytest.skip("there is no C++ compiler")
-    torch.ops.load_library(build.build())
+    torch.ops.load_library(build())
     return torch.ops.aff_seg_emulated
 
 
