@@ -10,9 +10,9 @@ from detectron2.modeling import build_model
 from detectron2.structures import Instances
 from torch import Tensor, nn
 
+from aff_seg.cuda_graph import captured
 from aff_seg.engine.solver import build_optimizer
 from aff_seg.setup_cfg import load_cfg
-from bench.graph import captured
 from bench.measure import Sample, Stopwatch, Way, best_device, combine, single
 
 REPO = Path(__file__).resolve().parents[2]
