@@ -110,11 +110,18 @@ def our_training(variant: str, size: tuple[int, int]) -> Way:
     return lambda memory: run(images, memory)
 
 
-def our_steps(variant: str, size: tuple[int, int], dtype: torch.dtype) -> Way:
-    """Steps of training: forward, losses, backward and optimizer, with everything on the device."""
-    device, cfg = best_device(), our_config(variant)
+def our_training_state(variant: str) -> tuple[nn.Module, torch.optim.Optimizer]:
+    """The whole model in training mode, and its optimizer."""
+    cfg = our_config(variant)
     model = build_model(cfg).train()
-    optimizer = build_optimizer(cfg, model)
+    return model, build_optimizer(cfg, model)
+
+
+def steps_of(
+    model: nn.Module, optimizer: torch.optim.Optimizer, size: tuple[int, int], dtype: torch.dtype
+) -> Way:
+    """Steps of training: forward, losses, backward and optimizer, with everything on the device."""
+    device = best_device()
 
     def run(batch: list[dict], memory: bool) -> dict[str, Sample]:
         watch = Stopwatch(device, memory)
@@ -151,6 +158,8 @@ def our_backbone(variant: str, size: tuple[int, int], dtype: torch.dtype) -> tup
     def forward(images: Tensor) -> dict[str, Tensor]:
         with autocast(dtype):
             return {level: points.feat for level, points in backbone(images).items()}
+
+    forward(torch.randn(1, 3, *WARM_UP, device=device))
 
     @cache
     def graph() -> Callable[[Tensor], dict[str, Tensor]]:
@@ -213,6 +222,13 @@ def mask2former_of(model: nn.Module, size: tuple[int, int], dtype: torch.dtype) 
     run(random_image(WARM_UP), False)
     image = random_image(size).to(device)
     return lambda memory: run(image, memory)
+
+
+def start_libraries() -> None:
+    """Have products of matrices take the memory that they keep, forward and backward."""
+    for dtype in (torch.float32, torch.bfloat16):
+        x = torch.ones(64, 64, device=best_device(), dtype=dtype, requires_grad=True)
+        (x @ x).sum().backward()
 
 
 def make_sure(class_head: nn.Module) -> None:

@@ -13,7 +13,7 @@ from bench import instead
 from bench.counts import Work, backward_work, forward_work
 from bench.machine import highest
 from bench.measure import Way, best_device, lazily, single, take_turns
-from bench.models import autocast
+from bench.models import autocast, start_libraries
 from bench.recorded import Case, record
 from bench.rows import OURS, REFERENCE, Row, make_rows
 from bench.worker import Worker, working
@@ -77,6 +77,7 @@ def gpu_operator_rows(
         searches: also those that look for neighbours, whose positions have one type in all runs.
     """
     cases = record(size, dtype)
+    start_libraries()
     for case in (case for case in cases if case.operator != "knn"):
         forward, backward = forward_work(case), backward_work(case)
         for direction, ways, work in (

@@ -17,9 +17,10 @@ from bench.models import (
     mask2former_of,
     our_backbone,
     our_parts,
-    our_steps,
     our_training,
+    our_training_state,
     parts_of,
+    steps_of,
     sure_model,
 )
 from bench.rows import BFLOAT16, FLOAT32, OURS, REFERENCE, Row, make_rows
@@ -35,7 +36,7 @@ DTYPES = {FLOAT32: torch.float32, BFLOAT16: torch.bfloat16}
 # always gets all its runs.
 PATIENCE, LESS_PATIENCE, ENDLESS = 60.0, 25.0, 1e6
 # Seconds after which a way gets no more turns on a GPU.
-SHARE = 1.5
+SHARE = 1.0
 _NO_TRANSFORMERS = "transformers is not installed; `make bench` tries to install it"
 
 
@@ -101,8 +102,9 @@ def gpu_part_rows(variant: str, size: tuple[int, int], runs: int) -> Iterator[Ro
 
 def gpu_step_rows(variant: str, size: tuple[int, int], runs: int) -> Iterator[Row]:
     """On a GPU: steps of training in every type."""
+    model, optimizer = our_training_state(variant)
     for dtype, exact in DTYPES.items():
-        ways = {OURS: lazily(partial(our_steps, variant, size, exact))}
+        ways = {OURS: lazily(partial(steps_of, model, optimizer, size, exact))}
         yield from _rows(variant, size, *take_turns(ways, runs, PATIENCE, SHARE), dtype=dtype)
 
 
