@@ -223,7 +223,7 @@ def test_plan_for_a_gpu_makes_its_rows_on_a_cpu_too(load):
     assert first == [
         ("operators", "all", "bfloat16"),
         ("parts of the model", "AFF-Tiny, backbone alone", "bfloat16"),
-        ("AFF-Tiny against transformers", "whole model", "float32"),
+        ("AFF-Tiny against transformers", "whole model", "all"),
     ]
     chosen = [job for job in planned if job.what in ("all", "AFF-Mini, whole model")]
     chosen += [job for job in planned if "training" in job.what or "alone" in job.what]

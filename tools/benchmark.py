@@ -18,7 +18,7 @@ from contextlib import closing
 from functools import partial
 from pathlib import Path
 
-from bench import machine, plans, scaling
+from bench import STARTED, machine, plans, scaling
 from bench.jobs import Helper, Job, Runner, inline, rows_of
 from bench.measure import WayError, best_device
 from bench.report import Report
@@ -40,17 +40,16 @@ QUICK_LIMITS = (512, 1 << 24)
 
 
 def main() -> None:
-    started = time.perf_counter()
     args = _arguments()
     kind = best_device().type
     on_gpu = kind == "cuda"
     if on_gpu and "cuda" not in ops.NATIVE_DEVICES:
         print("The operators are not built for the GPU: ours is the reference.", file=sys.stderr)
     with closing(Helper()) as helper:
-        _run(args, kind, helper if on_gpu else inline, started)
+        _run(args, kind, helper if on_gpu else inline)
 
 
-def _run(args: argparse.Namespace, kind: str, run: Runner, started: float) -> None:
+def _run(args: argparse.Namespace, kind: str, run: Runner) -> None:
     """Measure everything and report it; see above for the exit status."""
     runs = 1 if args.quick else RUNS[kind]
     side, copied = QUICK_LIMITS if args.quick else LIMITS[kind]
@@ -75,17 +74,17 @@ def _run(args: argparse.Namespace, kind: str, run: Runner, started: float) -> No
     report.write()
 
     def say(what: str) -> None:
-        print(f"[{time.perf_counter() - started:4.0f} s] {what}", file=sys.stderr, flush=True)
+        print(f"[{time.perf_counter() - STARTED:4.0f} s] {what}", file=sys.stderr, flush=True)
 
     jobs = plans.on_gpu(extent) if on_gpu else plans.on_cpu(extent)
-    for row in rows_of(jobs, run, started + args.seconds, say):
+    for row in rows_of(jobs, run, STARTED + args.seconds, say):
         report.add(row)
     drawn = _draw(report, head, args.quick)
     report.write()
     failed = [row for row in report.rows if row.failed]
     print(f"\n{report.results}")
     print(
-        f"{time.perf_counter() - started:.0f} s; {len(failed)} of {len(report.rows)} rows failed; "
+        f"{time.perf_counter() - STARTED:.0f} s; {len(failed)} of {len(report.rows)} rows failed; "
         f"written to {', '.join(map(str, (output, output.with_suffix('.txt'), *drawn)))}."
     )
     sys.exit(any(row.way.startswith(OURS) for row in failed))

@@ -13,6 +13,7 @@ from bench.rows import FLOAT32, OURS, Row
 from bench.worker import Child, TooSlow
 
 OUT_OF_TIME = "not measured: out of time"
+# Seconds for a job whose compilers and libraries behave.
 LIMIT = 150.0
 
 

@@ -11,6 +11,8 @@ from bench.rows import BFLOAT16, FLOAT32, OURS, Row, text
 Size = tuple[int, int]
 # Seconds for compiling flex_attention, forward and backward, and measuring it.
 FLEX_LIMIT = 90.0
+# Of a job whose rows have one type or the other.
+EVERY_TYPE = "all"
 
 
 @dataclass(frozen=True)
@@ -109,14 +111,15 @@ def _part(
     size: Size,
     variant: str,
     what: str,
-    dtype: str = FLOAT32,
+    dtype: str = EVERY_TYPE,
 ) -> Job:
     what = parts.part_name(variant, what)
     return _sized(make, size, parts.PARTS, what, extent.runs, row_dtype=dtype, variant=variant)
 
 
 def _compared(extent: Extent, size: Size) -> Job:
-    return _sized(parts.gpu_comparison_rows, size, parts.COMPARISON, WHOLE, extent.runs)
+    section, make = parts.COMPARISON, parts.gpu_comparison_rows
+    return _sized(make, size, section, WHOLE, extent.runs, row_dtype=EVERY_TYPE)
 
 
 def _scaling(extent: Extent) -> Job:
