@@ -9,6 +9,10 @@ DETECTRON2 ?= auto
 # Threads that wait do not spin: on a busy machine spinning slows torch down many times over.
 export OMP_WAIT_POLICY ?= PASSIVE
 VENV_PYTHON = .venv/bin/python
+ifdef WHEELS
+export PIP_NO_INDEX = 1
+export PIP_FIND_LINKS = $(abspath $(WHEELS))
+endif
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo lint test test-slow sanitize bench gpu-check clean

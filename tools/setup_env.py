@@ -357,7 +357,6 @@ def main(arguments=None):
         check_python(sys.version_info, sys.executable)
         if wheels:
             check_wheels(wheels)
-            os.environ.update(PIP_NO_INDEX="1", PIP_FIND_LINKS=wheels)
         environment = Environment(ROOT, wheels)
         if environment.is_done(switch):
             return 0
