@@ -155,7 +155,7 @@ __global__ void backward_power(const Inputs<T, A> in, const T* grad, A* share, d
 // Each token gathers from its readers, in ascending order.
 template <int V, typename T, typename A>
 __global__ void backward_feat(
-    const T* grad, const A* share, const int64_t* start, const int64_t* place, int64_t tokens,
+    const T* grad, const A* share, const int64_t* start, const int32_t* place, int64_t tokens,
     int64_t all_tokens, int64_t queries, int64_t near, int64_t channels, T* grad_feat) {
   const int64_t token = int64_t(blockIdx.x) * kWarps + threadIdx.y;
   if (token >= all_tokens) {
@@ -229,7 +229,7 @@ std::tuple<at::Tensor, at::Tensor> shepard_interpolate_backward_cuda(
               backward_feat<V, scalar_t, A>, blocks_for(all_tokens, kWarps), dim3(kWarp, kWarps),
               0, g.template const_data_ptr<scalar_t>(), share.template const_data_ptr<A>(),
               lists.start.template const_data_ptr<int64_t>(),
-              lists.place.template const_data_ptr<int64_t>(), in.tokens, all_tokens, in.queries,
+              lists.place.template const_data_ptr<int32_t>(), in.tokens, all_tokens, in.queries,
               in.near, in.channels, grad_feat.template mutable_data_ptr<scalar_t>());
         });
       });
