@@ -73,8 +73,8 @@ __global__ void backward_power(
 // Each token gathers from its readers, in ascending order.
 template <int V, typename T, typename A>
 __global__ void backward_feat(
-    const T* grad, const A* share, const int64_t* start, const int64_t* place, int64_t tokens,
-    int64_t all_tokens, int64_t queries, int64_t near, int64_t channels, T* grad_feat) {
+    const T* grad, const A* share, const int64_t* start, const int32_t* place, int64_t tokens,
+    int64_t all_tokens, int64_t queries, int near, int64_t channels, T* grad_feat) {
   const int64_t token = int64_t(blockIdx.x) * kWarps + threadIdx.y;
   if (token >= all_tokens) {
     return;
@@ -89,7 +89,7 @@ __global__ void backward_feat(
       int64_t row = 0;
       A weight = 0;
       if (static_cast<int>(threadIdx.x) < count) {
-        const int64_t own = place[begin + threadIdx.x];
+        const int32_t own = place[begin + threadIdx.x];
         row = (first_query + own / near) * channels;
         weight = share[first_query * near + own];
       }
@@ -134,7 +134,7 @@ std::tuple<at::Tensor, at::Tensor> shepard_interpolate_backward_cuda(
               backward_feat<V, scalar_t, A>, blocks_for(all_tokens, kWarps), dim3(kWarp, kWarps),
               0, g.template const_data_ptr<scalar_t>(), share.template const_data_ptr<A>(),
               lists.start.template const_data_ptr<int64_t>(),
-              lists.place.template const_data_ptr<int64_t>(), in.tokens, all_tokens, in.queries,
+              lists.place.template const_data_ptr<int32_t>(), in.tokens, all_tokens, in.queries,
               in.near, in.channels, grad_feat.template mutable_data_ptr<scalar_t>());
         });
       });
