@@ -39,6 +39,8 @@ void check_point_conv(
   TORCH_CHECK_VALUE(m >= 1, "m must be at least 1, got ", m);
   TORCH_CHECK_VALUE(norm_eps >= 0, "norm_eps must be at least 0, got ", norm_eps);
   TORCH_CHECK_VALUE(sign == 1 || sign == -1, "sign must be 1 or -1, got ", sign);
+  TORCH_CHECK_VALUE(
+      centre.numel() == 0 || feat.size(1) > 0, "feat must have tokens, got ", feat.sizes());
   check_count(queries * clusters.size(2), "clusters of an image");
 }
 

@@ -4,6 +4,8 @@ A neighbourhood is ``(clusters, m)``: member t of cluster c is token ``c * m + t
 that is N or more, N being the number of tokens. Explicit neighbour lists are the case m = 1.
 Positions are (x, y) in stride-4 pixels of the canvas; squared distances are in the square of
 that unit. Integer arguments may be int32 or int64; returned indices are int32.
+On a GPU no value is read back: an index out of range or a position that is not finite fails an
+assertion on the device, where a CPU raises an exception.
 
 Source: AutoFocusFormer, arXiv 2304.12406.
 """

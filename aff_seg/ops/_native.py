@@ -17,7 +17,7 @@ _REMEDY = (
     "AFF_SEG_OPS=reference to run without them."
 )
 try:
-    from aff_seg._C import CUDA  # registers schemas and kernels
+    from aff_seg import _C  # registers schemas and kernels
 except ImportError as error:
     raise ImportError(
         f"the native operators do not load beside PyTorch {torch.__version__} ({error}): {_REMEDY}"
@@ -165,3 +165,6 @@ register_autograd("aff_seg::cluster_attention", _attention_backward, setup_conte
 register_autograd("aff_seg::point_conv", _point_conv_backward, setup_context=_save_inputs)
 register_autograd("aff_seg::shepard_interpolate", _shepard_backward, setup_context=_save_inputs)
 register_autograd("aff_seg::deformable_points", _deformable_backward, setup_context=_save_inputs)
+
+#: Whether there are kernels for CUDA.
+CUDA: bool = _C.CUDA

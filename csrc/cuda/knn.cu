@@ -1,6 +1,12 @@
-// Search of k nearest points. Each thread searches for one query in a uniform grid. A query that
-// would cost more than a fixed number of points and cells, as skewed data may cause, is left to a
-// warp that looks at all points.
+// Search of k nearest points. The points are sorted into a uniform grid of about one a cell
+// (point_grids.h). Each thread then searches for one query: it visits a rectangle of cells about
+// it, which grows on its nearest side until nothing outside can be among the k nearest
+// (../grid_search.h); these stay in registers (nearest.h). Queries next to each other in memory
+// should be so in space: then the threads of a warp read the same cells.
+//
+// A query that would cost more than a fixed number of points and cells, as skewed data may cause,
+// is left to a warp that looks at all points: at worst this takes as long as looking at all pairs.
+// No value is read back: the second kernel finds out for itself what is left to it.
 
 #include <ATen/Dispatch.h>
 #include <ATen/ops/clone.h>
@@ -12,6 +18,7 @@
 
 #include "../library.h"
 #include "device.h"
+#include "nearest.h"
 #include "point_grids.h"
 
 namespace aff_seg {
@@ -24,110 +31,6 @@ constexpr int kWarps = 8;
 constexpr int64_t kNear = 64;
 // Neighbours that a lane keeps where all points are looked at.
 constexpr int kLane = 8;
-
-template <typename T>
-struct Queries {
-  int64_t queries, k;  // of an image
-  int64_t total;       // queries of all images
-  int64_t step;        // from an image's queries to the next ones: 0 if they are shared
-  const Position<T>* query;
-  int32_t* index;
-  T* distance;
-
-  __device__ __forceinline__ Position<T> at(int64_t place) const {
-    const int64_t image = place / queries;
-    const Position<T> position = query[image * step + place % queries];
-    CUDA_KERNEL_ASSERT(std::isfinite(position.x) && std::isfinite(position.y));
-    return position;
-  }
-
-  __device__ __forceinline__ void write(
-      int64_t place, int64_t neighbour, CandidateKey<T> key) const {
-    index[place * k + neighbour] = candidate_index<T>(key);
-    distance[place * k + neighbour] = candidate_distance<T>(key);
-  }
-
-  __device__ __forceinline__ CandidateKey<T> last(int64_t place) const {
-    return candidate_key(distance[place * k + k - 1], index[place * k + k - 1]);
-  }
-};
-
-__device__ __forceinline__ uint64_t other_lane(uint64_t value, int mask) {
-  return __shfl_xor_sync(kAllLanes, value, mask);
-}
-
-__device__ __forceinline__ unsigned __int128 other_lane(unsigned __int128 value, int mask) {
-  const uint64_t high = other_lane(static_cast<uint64_t>(value >> 64), mask);
-  const uint64_t low = other_lane(static_cast<uint64_t>(value), mask);
-  return static_cast<unsigned __int128>(high) << 64 | low;
-}
-
-// The nearest of the candidates offered so far, nearest first, in registers. Keys are kept in two
-// parts: less to move than whole keys of doubles, and one comparison for both.
-template <typename T, int K>
-class Nearest {
- public:
-  using Key = CandidateKey<T>;
-
-  // Candidates count only below `limit`, and only `wanted` of them: other places are taken.
-  __device__ __forceinline__ Nearest(int wanted, Key limit) {
-#pragma unroll
-    for (int i = 0; i < K; ++i) {
-      set(i, i < K - wanted ? Key(0) : limit);
-    }
-  }
-
-  __device__ __forceinline__ Key first() const { return key(0); }
-  __device__ __forceinline__ Key limit() const { return key(K - 1); }
-
-  // Of a key below the limit.
-  __device__ __forceinline__ void insert(Key added) {
-    bool after = true;
-#pragma unroll
-    for (int i = K - 1; i > 0; --i) {
-      const bool before = added < key(i - 1);
-      if (after) {
-        set(i, before ? key(i - 1) : added);
-      }
-      after = before;
-    }
-    if (after) {
-      set(0, added);
-    }
-  }
-
-  // May be called K times: the last one then comes first.
-  __device__ __forceinline__ void remove_first() {
-#pragma unroll
-    for (int i = 0; i < K - 1; ++i) {
-      set(i, key(i + 1));
-    }
-  }
-
-  // The wanted ones as neighbours from `done` on.
-  __device__ __forceinline__ void write(
-      const Queries<T>& q, int64_t place, int64_t done, int wanted) const {
-#pragma unroll
-    for (int i = 0; i < K; ++i) {
-      if (i >= K - wanted) {
-        q.write(place, done + i - (K - wanted), key(i));
-      }
-    }
-  }
-
- private:
-  __device__ __forceinline__ Key key(int i) const {
-    return Key(distance_[i]) << Candidate<T>::kShift | index_[i];
-  }
-
-  __device__ __forceinline__ void set(int i, Key key) {
-    distance_[i] = static_cast<Bits<T>>(key >> Candidate<T>::kShift);
-    index_[i] = static_cast<uint32_t>(key);
-  }
-
-  Bits<T> distance_[K];
-  uint32_t index_[K];
-};
 
 // A query for each thread, K neighbours at a time; kOnce: k is at most K. Queries given up are
 // listed, their last neighbour being one of no less than k candidates, or none.

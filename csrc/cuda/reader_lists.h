@@ -10,11 +10,11 @@ namespace aff_seg {
 // place[start[b * rows + r]] ... place[start[b * rows + r + 1] - 1], ascending.
 struct ReaderLists {
   at::Tensor start;  // (B * rows + 1) int64
-  at::Tensor place;  // (B * places) int64, places counted in their image
+  at::Tensor place;  // (B * places) int32, places counted in their image
 };
 
-// index is (B, places) int32; entries outside 0 .. rows - 1 are nobody's. Sums along the lists
-// have one order, whatever the device does first.
+// index is (B, places) int32, fewer than 2^31 in all; entries outside 0 .. rows - 1 are nobody's.
+// Sums along the lists have one order, whatever the device does first.
 ReaderLists reader_lists(const at::Tensor& index, int64_t rows);
 
 }  // namespace aff_seg

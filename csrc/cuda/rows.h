@@ -26,16 +26,6 @@ __device__ __forceinline__ Pack<T, V> load_pack_if(bool read, const T* row) {
   return read ? load_pack<V>(row) : Pack<T, V>{};
 }
 
-// Adds weight times the V channels from `row`.
-template <int V, typename T, typename A>
-__device__ __forceinline__ void add_row(const T* row, A weight, A* sum) {
-  const Pack<T, V> pack = *reinterpret_cast<const Pack<T, V>*>(row);
-#pragma unroll
-  for (int v = 0; v < V; ++v) {
-    sum[v] += weight * static_cast<A>(pack.value[v]);
-  }
-}
-
 // The sum over V channels of the products of two rows.
 template <int V, typename A, typename T>
 __device__ __forceinline__ A dot_part(const T* x, const T* y) {

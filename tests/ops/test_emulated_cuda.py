@@ -30,6 +30,8 @@ CASES = [
     ("shepard_interpolate", {}),
     ("shepard_interpolate", {"channels": 64, "power": 3.0}),
     ("shepard_interpolate", {"near": 40, "channels": 8, "batch": 1, "queries": 9}),
+    ("shepard_interpolate", {"near": 9, "channels": 132, "count": 5, "queries": 37}),
+    ("shepard_interpolate", {"near": 1, "channels": 5, "count": 1}),
     ("deformable_points", {}),
     ("deformable_points", {"counts": (2, 5), "dim": 32, "points": 2, "power": 3.0}),
 ]
@@ -97,6 +99,55 @@ def test_neighbours_are_those_of_the_cpu(emulated, options, dtype):
         got = emulated.knn(query, database, given["k"])
         want = ops.knn(query, database, given["k"])
         assert torch.equal(got[0], want[0]) and torch.equal(got[1], want[1])
+
+
+def _hard_points() -> list[torch.Tensor]:
+    """Sets of (count, 2) points on which a uniform grid is of little use, or that tie."""
+    spread = torch.rand(900, 2, dtype=torch.float64) - 0.3
+    whole = (spread * 7).round()
+    far = torch.tensor([[1e6, -3e5]], dtype=torch.float64)
+    spots = torch.cat([spread[::9] * 10.0**power + 1e4 * power for power in range(-4, 5)])
+    line = torch.stack((whole[:, 0], torch.full((900,), -2.0, dtype=torch.float64)), -1)
+    return [
+        whole,
+        torch.cat((whole[1:] * 0 + 5, far)),
+        torch.cat((far, spread[1:] * 1e-3)),
+        torch.cat((whole[1:] * 1e-3, far)),
+        torch.where(whole > 0, 0.0, -0.0).double(),
+        spots,
+        line,
+        line.flip(1)[:33],
+        spread[:, :1].expand(-1, 2),
+        spread * 1e30,
+        spread * 1e-30,
+        # Distances that are infinite, or 0 where points do not coincide.
+        spread * 3e38,
+        spread * 1e-44,
+    ]
+
+
+@pytest.mark.parametrize("order", range(4))
+def test_neighbours_among_hard_points(emulated, monkeypatch, order):
+    """Whatever the order in which threads take turns."""
+    monkeypatch.setenv("AFF_SEG_EMULATED_ORDER", str(order))
+    for i, points in enumerate(_hard_points()):
+        query = torch.cat((points[::99], points.mean(0, keepdim=True) + 0.5))
+        k = min((4, 20, 9, 1, 70)[(i + order) % 5], len(points))
+        dtype = (torch.float32, torch.float64)[(i + order // 2) % 2]
+        arguments = (query[None].to(dtype), points[None].to(dtype), k)
+        for got, want in zip(emulated.knn(*arguments), ops.knn(*arguments), strict=True):
+            assert torch.equal(got, want), i
+
+
+@pytest.mark.parametrize("shared", ["query", "database", "both"])
+def test_neighbours_of_shared_positions(emulated, shared):
+    _, given = knn_inputs(batch=3, queries=40, count=30, k=4)
+    query, database = (
+        given[key][:1].expand(3, -1, -1) if shared in (key, "both") else given[key]
+        for key in ("query", "database")
+    )
+    got, want = emulated.knn(query, database, 4), ops.knn(query, database, 4)
+    assert torch.equal(got[0], want[0]) and torch.equal(got[1], want[1])
 
 
 @pytest.mark.parametrize("name", sorted(INPUTS))
