@@ -30,14 +30,14 @@ struct Note {
 // Adds the rows of `Count` places, all loaded first.
 template <int Count, int V, typename T, typename A>
 __device__ __forceinline__ void add_places(
-    const T* rows, int64_t step, const Note<A>* note, A* sum) {
+    const T* rows, uint32_t row_bytes, const Note<A>* note, A* sum) {
   Pack<T, V> row[Count];
   A share[Count];
 #pragma unroll
   for (int j = 0; j < Count; ++j) {
     const Note<A> own = note[j];
     share[j] = own.share;
-    row[j] = load_pack_if<V>(own.token >= 0, rows + own.token * step);
+    row[j] = load_pack_if<V>(own.token >= 0, row_at(rows, own.token, row_bytes));
   }
 #pragma unroll
   for (int j = 0; j < Count; ++j) {
@@ -130,10 +130,10 @@ __global__ void __launch_bounds__(kThreads, kAtOnce && sizeof(A) < 8 ? 7 : 4)
             int j = 0;
 #pragma unroll 1
             for (; j + 4 <= listed; j += 4) {
-              add_places<4, V>(rows, in.step(), own + j, sum);
+              add_places<4, V>(rows, in.row_bytes, own + j, sum);
             }
             for (; j < listed; ++j) {
-              add_places<1, V>(rows, in.step(), own + j, sum);
+              add_places<1, V>(rows, in.row_bytes, own + j, sum);
             }
           }
         }

@@ -131,7 +131,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 4 ? 4 : 3) backward_sam
                 Pack<T, V> row[kLanes];
 #pragma unroll
                 for (int n = 0; n < kLanes; ++n) {
-                  row[n] = load_pack_if<V>(from[n] >= 0, rows + from[n] * in.step() + c);
+                  row[n] = load_pack_if<V>(from[n] >= 0, row_at(rows + c, from[n], in.row_bytes));
                 }
 #pragma unroll
                 for (int n = 0; n < kLanes; ++n) {

@@ -41,7 +41,7 @@ __device__ __forceinline__ void dot_places(
     A of_grad[kUnits][V];
 #pragma unroll
     for (int i = 0; i < kUnits; ++i) {
-      const auto pack = load_pack_if<V>(i < units, grad + i * int64_t(in.channels) + c);
+      const auto pack = load_pack_if<V>(i < units, row_at(grad + c, i, in.row_bytes));
 #pragma unroll
       for (int v = 0; v < V; ++v) {
         of_grad[i][v] = static_cast<A>(pack.value[v]);
@@ -50,7 +50,7 @@ __device__ __forceinline__ void dot_places(
 #pragma unroll
     for (int j = 0; j < kLanes; ++j) {
       if (token[j] >= 0) {
-        const auto pack = load_pack<V>(rows + token[j] * int64_t(in.channels) + c);
+        const auto pack = load_pack<V>(row_at(rows + c, token[j], in.row_bytes));
 #pragma unroll
         for (int v = 0; v < V; ++v) {
           const A x = static_cast<A>(pack.value[v]);
