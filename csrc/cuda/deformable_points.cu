@@ -1,5 +1,7 @@
-// A block takes some queries of one head. Its threads look up the tokens that they read and their
-// shares into shared memory; then a group of lanes sums up the tokens' rows for one query.
+// A block takes some queries of one head. First its threads look up what they read, a thread a
+// sample: the tokens listed for its pixel and their shares, noted in shared memory. Then a group of
+// lanes takes a query, each lane 16 bytes of the head's channels, and sums up the tokens' rows.
+// Queries that follow each other read much the same rows, so most come from a cache.
 
 #include "../deformable_points.h"
 

@@ -1,5 +1,8 @@
-// A block takes some centres. Its threads compute the network, once for each of their neighbours,
-// into shared memory; then a group of lanes sums up the neighbours' rows for one centre.
+// A block takes some centres of one image. First its threads compute the network, once for each of
+// their neighbours, and note its token and weights in shared memory. Then a group of lanes takes a
+// centre, each lane 16 bytes of channels, and reads the neighbours' rows: each once for four units,
+// whose sums stay in registers. Centres that follow each other have much the same neighbours, so
+// most rows come from a cache.
 
 #include "../point_conv.h"
 

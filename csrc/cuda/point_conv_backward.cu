@@ -1,6 +1,7 @@
-// First by centre: a group of lanes takes one, and eight of its places at a time. Together they
-// multiply the gradient's rows with the places' rows; then each lane takes one place back through
-// the network. Then by cluster, whose tokens gather from the centres that see it.
+// First by centre: a group of lanes takes one, and eight of its places, slots for neighbours, at a
+// time. Together they multiply the gradient's rows with the places' rows; then each lane takes one
+// place back through the network, for the gradients of score and parameters. Then by cluster, whose
+// tokens gather from the centres that see it: point_conv_gather.h.
 //
 // The weights of all places pass from the first kernel to the second through memory: about as many
 // bytes as the gradient has in AFF's merging, and a thirtieth of them in its pixel decoder. To
