@@ -23,7 +23,8 @@ constexpr int kRoom = 768;
 // Adds to the sums of kUnits units the rows of `Count` places, all loaded first.
 template <int Count, int V, typename T, typename A>
 __device__ __forceinline__ void add_places(
-    const T* rows, uint32_t row_bytes, const int* token, const UnitWeights<A>* weight, A (*sum)[V]) {
+    const T* rows, uint32_t row_bytes, const int* token, const UnitWeights<A>* weight,
+    A (*sum)[V]) {
   Pack<T, V> row[Count];
 #pragma unroll
   for (int j = 0; j < Count; ++j) {

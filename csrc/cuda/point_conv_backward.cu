@@ -237,7 +237,8 @@ point_conv_backward_cuda(
         with_pack<scalar_t>(in.channels, {g, tensors.feat, grad_feat}, [&](auto pack) {
           constexpr int V = decltype(pack)::value;
           launch(
-              usual ? backward_centres<kUnits, V, scalar_t, A> : backward_centres<0, V, scalar_t, A>,
+              usual ? backward_centres<kUnits, V, scalar_t, A>
+                    : backward_centres<0, V, scalar_t, A>,
               grid, dim3(kThreads), 0, in, blocks, g.template const_data_ptr<scalar_t>(),
               slopes.template mutable_data_ptr<A>(), weights, of_place,
               partial.template mutable_data_ptr<double>());
