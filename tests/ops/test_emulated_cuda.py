@@ -136,6 +136,7 @@ SHARING = [
     ("point_conv", {"count": 97, "m": 8, "nearest": 6, "queries": 40}),
     ("point_conv", {"count": 200, "queries": 2, "m": 200, "nearest": 1, "channels": 8}),
     ("deformable_points", {"queries": 40}),
+    ("deformable_points", {"counts": (4, 5), "points": 113, "queries": 3, "dim": 72, "heads": 1}),
     ("deformable_points", {"counts": (250,), "near": 213, "points": 1, "queries": 2, "dim": 16}),
 ]
 
