@@ -1,5 +1,7 @@
-// A block takes some queries of one head. Its threads look up the tokens that they read and their
-// shares into shared memory; then a group of lanes sums up the tokens' rows for one query.
+// A block takes some queries of one head. First its threads look up what they read, a thread a
+// sample: the tokens listed for its pixel and their shares, noted in shared memory. Then a group of
+// lanes takes a query, each lane 16 bytes of the head's channels, and sums up the tokens' rows.
+// Queries that follow each other read much the same rows, so most come from a cache.
 
 #include "../deformable_points.h"
 
@@ -30,14 +32,14 @@ struct Note {
 // Adds the rows of `Count` places, all loaded first.
 template <int Count, int V, typename T, typename A>
 __device__ __forceinline__ void add_places(
-    const T* rows, int64_t step, const Note<A>* note, A* sum) {
+    const T* rows, uint32_t row_bytes, const Note<A>* note, A* sum) {
   Pack<T, V> row[Count];
   A share[Count];
 #pragma unroll
   for (int j = 0; j < Count; ++j) {
     const Note<A> own = note[j];
     share[j] = own.share;
-    row[j] = load_pack_if<V>(own.token >= 0, rows + own.token * step);
+    row[j] = load_pack_if<V>(own.token >= 0, row_at(rows, own.token, row_bytes));
   }
 #pragma unroll
   for (int j = 0; j < Count; ++j) {
@@ -130,10 +132,10 @@ __global__ void __launch_bounds__(kThreads, kAtOnce && sizeof(A) < 8 ? 7 : 4)
             int j = 0;
 #pragma unroll 1
             for (; j + 4 <= listed; j += 4) {
-              add_places<4, V>(rows, in.step(), own + j, sum);
+              add_places<4, V>(rows, in.row_bytes, own + j, sum);
             }
             for (; j < listed; ++j) {
-              add_places<1, V>(rows, in.step(), own + j, sum);
+              add_places<1, V>(rows, in.row_bytes, own + j, sum);
             }
           }
         }

@@ -49,13 +49,13 @@ struct DeformableInputs {
     const at::Tensor &v = tensors.value, &l = tensors.location;
     const int64_t count = l.size(3) * l.size(4);
     check_count(v.size(1), "tokens of an image");
-    check_count(v.size(2), "heads");
-    check_count(v.size(3), "channels of a head");
+    check_count(v.size(2) * v.size(3) * int64_t(sizeof(T)), "bytes of a token");
     check_count(l.size(1) * count * tensors.table.size(4), "places that a head reads");
     batch = static_cast<int>(v.size(0));
     tokens = static_cast<int>(v.size(1));
     heads = static_cast<int>(v.size(2));
     dim = static_cast<int>(v.size(3));
+    row_bytes = static_cast<uint32_t>(heads * dim * sizeof(T));
     queries = static_cast<int>(l.size(1));
     levels = static_cast<int>(l.size(3));
     points = static_cast<int>(l.size(4));
@@ -69,14 +69,14 @@ struct DeformableInputs {
     return (unit / heads * queries + query) * heads + unit % heads;
   }
 
-  // The row of the unit's head for the image's first token, and the step from token to token.
+  // The row of the unit's head for the image's first token.
   __device__ __forceinline__ const T* rows(int64_t unit) const {
     return value + (unit / heads * tokens * heads + unit % heads) * dim;
   }
-  __device__ __forceinline__ int64_t step() const { return int64_t(heads) * dim; }
 
   int batch, tokens, heads, dim, queries, levels, points, near;
   int samples, places;  // of a reader
+  uint32_t row_bytes;   // of a token, all heads
   int64_t height, width;
   const T* value;
   const A *pos, *location, *weight, *power;

@@ -1,12 +1,14 @@
 // First a block takes some queries of one head, as in the forward pass: groups of lanes multiply
 // the gradient's row with the rows that a query reads, and each thread takes a sample's shares back
 // to its location, weight and part of the exponent. It leaves the list of all places, the token
-// and the share of each. Then every token gathers from the places that read it.
+// and the share of each. Then every token gathers from the places that read it:
+// deformable_points_gather.h.
 //
-// Sorting that list is what costs most, beside the gathering itself. Adding up in memory instead
-// would need a fixed-point format, for sums that do not depend on their order: its scale, from the
-// largest gradient and weight, would be lost on a single inf, would be too coarse for doubles, and
-// eight bytes for every channel of every place is more than sorting moves.
+// That list is sorted by token. Adding up in memory instead would need a fixed-point format, for
+// sums that do not depend on their order: its scale, from the largest gradient and weight, would be
+// lost on a single inf, would be too coarse for doubles, and eight bytes for every channel of every
+// place are several times what sorting moves. Lists by pixel of the table would be shorter, but
+// hundreds of pixels list a token of a coarse level, each with a sample or two.
 
 #include "../deformable_points.h"
 
@@ -131,7 +133,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 4 ? 4 : 3) backward_sam
                 Pack<T, V> row[kLanes];
 #pragma unroll
                 for (int n = 0; n < kLanes; ++n) {
-                  row[n] = load_pack_if<V>(from[n] >= 0, rows + from[n] * in.step() + c);
+                  row[n] = load_pack_if<V>(from[n] >= 0, row_at(rows + c, from[n], in.row_bytes));
                 }
 #pragma unroll
                 for (int n = 0; n < kLanes; ++n) {

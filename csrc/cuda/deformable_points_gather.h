@@ -48,7 +48,7 @@ __global__ void __launch_bounds__(kThreads, 6) backward_value(
           const int from = first + n * kGroupsOfWarp + group;
           const int reader = __shfl_sync(kAllLanes, query, from);
           own[n] = __shfl_sync(kAllLanes, weight, from);
-          row[n] = load_pack_if<V>(c < in.dim && reader >= 0, rows + reader * in.step());
+          row[n] = load_pack_if<V>(c < in.dim && reader >= 0, row_at(rows, reader, in.row_bytes));
         }
 #pragma unroll
         for (int n = 0; n < kAhead; ++n) {
@@ -67,7 +67,7 @@ __global__ void __launch_bounds__(kThreads, 6) backward_value(
       }
     }
     if (group == 0 && c < in.dim) {
-      store_row<V>(sum, grad_value + (in.rows(unit) - in.value) + token * in.step() + c);
+      store_row<V>(sum, grad_value + (in.rows(unit) - in.value) + token * in.heads * in.dim + c);
     }
   }
 }

@@ -1,5 +1,8 @@
-// A block takes some centres. Its threads compute the network, once for each of their neighbours,
-// into shared memory; then a group of lanes sums up the neighbours' rows for one centre.
+// A block takes some centres of one image. First its threads compute the network, once for each of
+// their neighbours, and note its token and weights in shared memory. Then a group of lanes takes a
+// centre, each lane 16 bytes of channels, and reads the neighbours' rows: each once for four units,
+// whose sums stay in registers. Centres that follow each other have much the same neighbours, so
+// most rows come from a cache.
 
 #include "../point_conv.h"
 
@@ -20,11 +23,12 @@ constexpr int kRoom = 768;
 // Adds to the sums of kUnits units the rows of `Count` places, all loaded first.
 template <int Count, int V, typename T, typename A>
 __device__ __forceinline__ void add_places(
-    const T* rows, int channels, const int* token, const UnitWeights<A>* weight, A (*sum)[V]) {
+    const T* rows, uint32_t row_bytes, const int* token, const UnitWeights<A>* weight,
+    A (*sum)[V]) {
   Pack<T, V> row[Count];
 #pragma unroll
   for (int j = 0; j < Count; ++j) {
-    row[j] = load_pack_if<V>(token[j] >= 0, rows + token[j] * int64_t(channels));
+    row[j] = load_pack_if<V>(token[j] >= 0, row_at(rows, token[j], row_bytes));
   }
 #pragma unroll
   for (int j = 0; j < Count; ++j) {
@@ -43,7 +47,7 @@ __device__ __forceinline__ void add_places(
 // For I = 0 any number of units, kUnits at a time, and any number of places; else all of a centre
 // are noted at once.
 template <int I, int V, typename T, typename A>
-__global__ void __launch_bounds__(kThreads, I > 0 && sizeof(A) < 8 ? 7 : 4)
+__global__ void __launch_bounds__(kThreads, I > 0 && sizeof(A) < 8 ? 6 : 4)
     forward(const PointConvInputs<T, A> in, const Tiling tiling, T* out) {
   __shared__ Units<I, A> units;
   auto* weight = shared_memory<UnitWeights<A>>();
@@ -102,10 +106,10 @@ __global__ void __launch_bounds__(kThreads, I > 0 && sizeof(A) < 8 ? 7 : 4)
             int j = 0;
 #pragma unroll 1
             for (; j + 4 <= count; j += 4) {
-              add_places<4>(rows, in.channels, token + at + j, weight + at + j, sum);
+              add_places<4>(rows, in.row_bytes, token + at + j, weight + at + j, sum);
             }
             for (; j < count; ++j) {
-              add_places<1>(rows, in.channels, token + at + j, weight + at + j, sum);
+              add_places<1>(rows, in.row_bytes, token + at + j, weight + at + j, sum);
             }
           }
         }

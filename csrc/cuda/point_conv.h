@@ -59,10 +59,11 @@ struct PointConvInputs {
     const int64_t count = tensors.feat.size(1), size = std::min(m_, count);
     check_count(count, "tokens of an image");
     check_count(tensors.clusters.size(2) * size, "tokens of a neighbourhood");
-    check_count(tensors.feat.size(2), "channels");
+    check_count(tensors.feat.size(2) * int64_t(sizeof(T)), "bytes of a token");
     check_count(tensors.weight.size(0), "units");
     tokens = static_cast<int>(count);
     channels = static_cast<int>(tensors.feat.size(2));
+    row_bytes = static_cast<uint32_t>(channels * sizeof(T));
     queries = static_cast<int>(tensors.centre.size(1));
     nearest = static_cast<int>(tensors.clusters.size(2));
     m = static_cast<int>(size);
@@ -77,6 +78,7 @@ struct PointConvInputs {
   }
 
   int tokens, channels, queries;
+  uint32_t row_bytes;  // of a token
   int nearest, m, num_clusters;  // clusters of a neighbourhood, tokens of one, clusters
   int members;                   // slots of a neighbourhood, nearest * m
   int inner;

@@ -1,6 +1,7 @@
-// First by centre: a group of lanes takes one, and eight of its places at a time. Together they
-// multiply the gradient's rows with the places' rows; then each lane takes one place back through
-// the network. Then by cluster, whose tokens gather from the centres that see it.
+// First by centre: a group of lanes takes one, and eight of its places, slots for neighbours, at a
+// time. Together they multiply the gradient's rows with the places' rows; then each lane takes one
+// place back through the network, for the gradients of score and parameters. Then by cluster, whose
+// tokens gather from the centres that see it: point_conv_gather.h.
 //
 // The weights of all places pass from the first kernel to the second through memory: about as many
 // bytes as the gradient has in AFF's merging, and a thirtieth of them in its pixel decoder. To
@@ -41,7 +42,7 @@ __device__ __forceinline__ void dot_places(
     A of_grad[kUnits][V];
 #pragma unroll
     for (int i = 0; i < kUnits; ++i) {
-      const auto pack = load_pack_if<V>(i < units, grad + i * int64_t(in.channels) + c);
+      const auto pack = load_pack_if<V>(i < units, row_at(grad + c, i, in.row_bytes));
 #pragma unroll
       for (int v = 0; v < V; ++v) {
         of_grad[i][v] = static_cast<A>(pack.value[v]);
@@ -50,7 +51,7 @@ __device__ __forceinline__ void dot_places(
 #pragma unroll
     for (int j = 0; j < kLanes; ++j) {
       if (token[j] >= 0) {
-        const auto pack = load_pack<V>(rows + token[j] * int64_t(in.channels) + c);
+        const auto pack = load_pack<V>(row_at(rows + c, token[j], in.row_bytes));
 #pragma unroll
         for (int v = 0; v < V; ++v) {
           const A x = static_cast<A>(pack.value[v]);
@@ -236,7 +237,8 @@ point_conv_backward_cuda(
         with_pack<scalar_t>(in.channels, {g, tensors.feat, grad_feat}, [&](auto pack) {
           constexpr int V = decltype(pack)::value;
           launch(
-              usual ? backward_centres<kUnits, V, scalar_t, A> : backward_centres<0, V, scalar_t, A>,
+              usual ? backward_centres<kUnits, V, scalar_t, A>
+                    : backward_centres<0, V, scalar_t, A>,
               grid, dim3(kThreads), 0, in, blocks, g.template const_data_ptr<scalar_t>(),
               slopes.template mutable_data_ptr<A>(), weights, of_place,
               partial.template mutable_data_ptr<double>());

@@ -43,6 +43,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(A) < 8 ? 3 : 2) backward_toke
       of_score += grad_score_of[slot + lane];
     }
     for (int quad = 0; quad < quads && reads; ++quad) {
+      const T* rows = grad + (query * in.inner + quad * kUnits) * in.channels + c;
       UnitWeights<A> own[M];
 #pragma unroll
       for (int t = 0; t < M; ++t) {
@@ -52,9 +53,8 @@ __global__ void __launch_bounds__(kThreads, sizeof(A) < 8 ? 3 : 2) backward_toke
       }
 #pragma unroll
       for (int i = 0; i < kUnits; ++i) {
-        const int unit = quad * kUnits + i;
-        if (unit < in.inner) {
-          const auto pack = load_pack<V>(grad + (query * in.inner + unit) * in.channels + c);
+        if (quad * kUnits + i < in.inner) {
+          const auto pack = load_pack<V>(row_at(rows, i, in.row_bytes));
 #pragma unroll
           for (int v = 0; v < V; ++v) {
             const A x = static_cast<A>(pack.value[v]);

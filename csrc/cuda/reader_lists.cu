@@ -30,11 +30,12 @@ constexpr int kThreads = 256;
 // The row that each place reads, counted through the batch; `nobody` where it reads none.
 template <typename Row>
 __global__ void rows_read(
-    const int32_t* index, int64_t count, int64_t places, int64_t rows, Row nobody, Row* row,
+    const int32_t* index, uint32_t count, uint32_t places, int64_t rows, Row nobody, Row* row,
     int32_t* place) {
-  const int64_t i = int64_t(blockIdx.x) * kThreads + threadIdx.x;
+  const uint32_t i = blockIdx.x * kThreads + threadIdx.x;
   if (i < count) {
-    const int64_t image = i / places, own = index[i];
+    const uint32_t image = i / places;
+    const int32_t own = index[i];
     row[i] = own >= 0 && own < rows ? static_cast<Row>(image * rows + own) : nobody;
     place[i] = static_cast<int32_t>(i - image * places);
   }

@@ -4,11 +4,13 @@ This shows that they index and add up what they should. It shows nothing of spee
 agrees: `make gpu-check` does.
 """
 
+import math
+
 import pytest
 import torch
 from emulation.build import build, compiler
-from native_op import DTYPES, assert_near, needs_native
-from op_inputs import INPUTS, knn_inputs
+from native_op import DTYPES, assert_near, needs_native, scattered_memory
+from op_inputs import INPUTS, deformable_inputs, knn_inputs
 
 from aff_seg import ops
 from aff_seg.ops import reference
@@ -27,6 +29,10 @@ CASES = [
     ("point_conv", {}),
     ("point_conv", {"channels": 64, "scored": False, "sign": -1, "m": 1, "nearest": 9}),
     ("point_conv", {"count": 20, "m": 20, "nearest": 1, "channels": 1, "inner": 3}),
+    ("point_conv", {"count": 5, "m": 2**62, "nearest": 1, "inner": 1}),
+    ("point_conv", {"count": 33, "m": 9, "nearest": 2, "channels": 16, "inner": 5}),
+    # More neighbours than a block notes at a time.
+    ("point_conv", {"count": 200, "queries": 2, "m": 200, "nearest": 1, "channels": 8}),
     ("shepard_interpolate", {}),
     ("shepard_interpolate", {"channels": 64, "power": 3.0}),
     ("shepard_interpolate", {"near": 40, "channels": 8, "batch": 1, "queries": 9}),
@@ -34,6 +40,9 @@ CASES = [
     ("shepard_interpolate", {"near": 1, "channels": 5, "count": 1}),
     ("deformable_points", {}),
     ("deformable_points", {"counts": (2, 5), "dim": 32, "points": 2, "power": 3.0}),
+    # More samples than a block notes at a time, and a sample that it notes in parts.
+    ("deformable_points", {"counts": (4, 5), "points": 113, "queries": 3, "dim": 72, "heads": 1}),
+    ("deformable_points", {"counts": (250,), "near": 213, "points": 1, "queries": 2, "dim": 16}),
 ]
 
 
@@ -157,3 +166,80 @@ def test_nothing_to_do(emulated, name):
     got = getattr(emulated, name)(*arguments)
     out = got[0] if isinstance(got, tuple) else got
     assert out.numel() == 0
+
+
+def _all_results(operators, name: str, given: dict, grad: torch.Tensor) -> list[torch.Tensor]:
+    """Result and gradients, of the kernels among ``operators``."""
+    arguments = _arguments(getattr(operators, name), given)
+    return [
+        getattr(operators, name)(*arguments),
+        *getattr(operators, f"{name}_backward")(grad, *arguments),
+    ]
+
+
+# Sizes at which several warps share what one of them looked up, and blocks do so again and again.
+SHARING = [
+    ("point_conv", {"count": 97, "m": 8, "nearest": 6, "queries": 40}),
+    ("point_conv", {"count": 200, "queries": 2, "m": 200, "nearest": 1, "channels": 8}),
+    ("deformable_points", {"queries": 40}),
+    ("deformable_points", {"counts": (4, 5), "points": 113, "queries": 3, "dim": 72, "heads": 1}),
+    ("deformable_points", {"counts": (250,), "near": 213, "points": 1, "queries": 2, "dim": 16}),
+]
+
+
+@pytest.mark.parametrize(("name", "options"), SHARING)
+def test_results_do_not_depend_on_whose_turn_it_is(emulated, monkeypatch, name, options):
+    leaves, given = INPUTS[name](torch.float32, **options)
+    values = {**leaves, **given}
+    out = getattr(emulated, name)(*_arguments(getattr(emulated, name), values))
+    grad = torch.randn(out.shape)
+    want = _all_results(emulated, name, values, grad)
+    for order in "123":
+        monkeypatch.setenv("AFF_SEG_EMULATED_ORDER", order)
+        for got, same in zip(_all_results(emulated, name, values, grad), want, strict=True):
+            assert torch.equal(got, same), f"order {order}"
+
+
+def _unaligned(x: torch.Tensor) -> torch.Tensor:
+    """The same values, from an address that only single ones can be read from."""
+    memory = torch.empty(x.numel() + 1, dtype=x.dtype)
+    memory[1:] = x.flatten()
+    return memory[1:].view(x.shape)
+
+
+@pytest.mark.parametrize("place", [scattered_memory, _unaligned])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", ["point_conv", "deformable_points"])
+def test_inputs_lie_anywhere(emulated, name, dtype, place):
+    leaves, given = INPUTS[name](dtype)
+    values = {**leaves, **given}
+    out = getattr(emulated, name)(*_arguments(getattr(emulated, name), values))
+    grad = torch.randn(out.shape, dtype=torch.float64).to(dtype)
+    want = _all_results(torch.ops.aff_seg, name, values, grad)
+    moved = {k: place(x) if isinstance(x, torch.Tensor) else x for k, x in values.items()}
+    for got, near in zip(_all_results(emulated, name, moved, place(grad)), want, strict=True):
+        assert_near(got, near, "result or gradient", 1.0)
+
+
+@pytest.mark.parametrize("power", [2.7, 3.0])
+def test_locations_on_edges_and_beyond(emulated, power):
+    leaves, given = deformable_inputs(torch.float64, power=power)
+    location = leaves["location"]
+    # Between pixels, rounded to even ones; at tokens; and where no whole number can follow.
+    location[0] = location[0].floor() + 0.5
+    location[1, 7:] = location[1, 7:].round()
+    wild = [math.nan, math.inf, -math.inf, 1e30, -1e30, 3e9, 2.0**63]
+    location[1, : len(wild), 0, 1, 2, 0] = torch.tensor(wild, dtype=torch.float64)
+    values = {**leaves, **given}
+    grad = torch.randn(2, 21, 2, 24, dtype=torch.float64)
+    want = _all_results(torch.ops.aff_seg, "deformable_points", values, grad)
+    got = _all_results(emulated, "deformable_points", values, grad)
+    for one, other in zip(got, want, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12, equal_nan=True)
+    assert want[0].isnan().any() and not want[0][1, 7:].isnan().any()
+
+
+def test_point_conv_needs_tokens(emulated):
+    leaves, given = INPUTS["point_conv"](torch.float32, count=0, queries=3, nearest=0)
+    with pytest.raises(ValueError, match="feat must have tokens"):
+        emulated.point_conv(*_arguments(emulated.point_conv, {**leaves, **given}))
