@@ -144,8 +144,10 @@ __global__ void __launch_bounds__(kMaxWarps * kWarp, sizeof(typename P::T) == 2 
 std::tuple<at::Tensor, at::Tensor> cluster_attention_cuda(
     const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& pos,
     const at::Tensor& clusters, int64_t m, const at::Tensor& pos_weight,
-    const at::Tensor& pos_bias, const at::Tensor& blank_k, const at::Tensor& blank_v) {
-  check_cluster_attention(q, k, v, pos, clusters, m, pos_weight, pos_bias, blank_k, blank_v);
+    const at::Tensor& pos_bias, const at::Tensor& blank_k, const at::Tensor& blank_v,
+    const std::optional<at::Tensor>& start, const std::optional<at::Tensor>& place) {
+  check_cluster_attention(
+      q, k, v, pos, clusters, m, pos_weight, pos_bias, blank_k, blank_v, start, place);
   const DeviceGuard guard(q);
   auto out = at::empty(q.sizes(), q.options());
   const auto by_head = q.sizes().slice(0, 3);

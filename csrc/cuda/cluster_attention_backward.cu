@@ -12,7 +12,6 @@
 
 #include <ATen/Dispatch.h>
 #include <ATen/ops/aminmax.h>
-#include <ATen/ops/div.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/stack.h>
 #include <ATen/ops/sum.h>
@@ -20,7 +19,6 @@
 
 #include "../library.h"
 #include "near_clusters.h"
-#include "reader_lists.h"
 
 namespace aff_seg {
 namespace {
@@ -219,19 +217,6 @@ __global__ void __launch_bounds__(kMaxWarps * kWarp, sizeof(typename P::T) == 2 
   }
 }
 
-// Which queries list each cluster: for cluster c of image b those are
-// query[start[b * clusters + c]] ... query[start[b * clusters + c + 1] - 1], ascending.
-struct ClusterReaders {
-  at::Tensor start;  // (B * clusters + 1) int64
-  at::Tensor query;  // (B * N * R) int32, counted in their image
-
-  ClusterReaders(const at::Tensor& lists, int64_t clusters) {
-    const ReaderLists readers = reader_lists(lists.flatten(1), clusters);
-    start = readers.start;
-    query = readers.place.div(std::max<int64_t>(lists.size(2), 1), "floor").to(at::kInt);
-  }
-};
-
 // Shared memory of the second pass: the terms of logits; of each warp its columns, keys and values,
 // and scratch; slots of queries. A slot has queries at all heads, their gradients at all heads, and
 // of its eight rows x, y, and for each head lse and delta. Absent rows have an lse of infinity.
@@ -270,7 +255,7 @@ __global__ void __launch_bounds__(kMaxWarps * kWarp, sizeof(typename P::T) == 2 
     by_keys(
         const Attention<typename P::T, typename P::A> in, int capacity,
         Tokens<const typename P::T> grad, const typename P::A* lse, const typename P::A* delta,
-        const typename P::T* extremes, const int64_t* start, const int32_t* queries,
+        const typename P::T* extremes, const int64_t* start, const int32_t* place,
         Tokens<typename P::T> grad_k, Tokens<typename P::T> grad_v, typename P::A* partial) {
   using T = typename P::T;
   using A = typename P::A;
@@ -343,7 +328,8 @@ __global__ void __launch_bounds__(kMaxWarps * kWarp, sizeof(typename P::T) == 2 
     for (int s = warp; s < count; s += warps) {
       const int i = reader + s * kSlotRows + g;
       const bool exists = i < readers;
-      const int query = exists ? queries[list + i] : 0;
+      const int query = exists ? place[list + i] / in.near : 0;
+      CUDA_KERNEL_ASSERT(query >= 0 && query < in.tokens);
       char* slot = slots + s * Layout::kSlot;
 #pragma unroll
       for (int h = 0; h < kHeads; ++h) {
@@ -462,20 +448,29 @@ __global__ void __launch_bounds__(kMaxWarps * kWarp, sizeof(typename P::T) == 2 
   }
 }
 
-using Gradients = std::tuple<
-    at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
-
-// The readers depend on clusters and m alone: they are the same for all blocks of a stage.
-Gradients backward_with_readers(
-    const ClusterReaders& readers, const at::Tensor& grad, const at::Tensor& q, const at::Tensor& k,
-    const at::Tensor& v, const at::Tensor& pos, const at::Tensor& clusters, int64_t m,
-    const at::Tensor& pos_weight, const at::Tensor& pos_bias, const at::Tensor& blank_k,
-    const at::Tensor& blank_v, const at::Tensor& out, const at::Tensor& lse) {
+std::tuple<
+    at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor>
+cluster_attention_backward_cuda(
+    const at::Tensor& grad, const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+    const at::Tensor& pos, const at::Tensor& clusters, int64_t m, const at::Tensor& pos_weight,
+    const at::Tensor& pos_bias, const at::Tensor& blank_k, const at::Tensor& blank_v,
+    const at::Tensor& out, const at::Tensor& lse, const at::Tensor& start,
+    const at::Tensor& place) {
+  check_cluster_attention_backward(
+      grad, q, k, v, pos, clusters, m, pos_weight, pos_bias, blank_k, blank_v, out, lse, start,
+      place);
+  const DeviceGuard guard(q);
+  if (q.numel() == 0) {
+    const auto zeros = [](const at::Tensor& x) { return at::zeros(x.sizes(), x.options()); };
+    return {
+        zeros(q), zeros(k), zeros(v), zeros(pos_weight), zeros(pos_bias), zeros(blank_k),
+        zeros(blank_v)};
+  }
   const int64_t batch = q.size(0), tokens = q.size(1), heads = q.size(2), dim = q.size(3);
   const AttentionTensors tensors(
       q, k, v, pos, clusters, pos_weight, pos_bias, blank_k, blank_v);
   const auto grads = with_near_channels(grad), outs = with_near_channels(out);
-  const auto log_sum = lse.contiguous();
+  const auto log_sum = lse.contiguous(), starts = start.contiguous(), places = place.contiguous();
   auto grad_q = at::empty(q.sizes(), q.options()), grad_k = at::empty(q.sizes(), q.options());
   auto grad_v = at::empty(q.sizes(), q.options());
   auto delta = at::empty(lse.sizes(), lse.options());
@@ -514,8 +509,8 @@ Gradients backward_with_readers(
               by_keys<P, kHeads>, by_cluster, dim3(kWarp, reader.warps), reader.bytes(), in,
               reader.capacity, from, log_sum.template const_data_ptr<A>(),
               delta.template const_data_ptr<A>(), range,
-              readers.start.template const_data_ptr<int64_t>(),
-              readers.query.template const_data_ptr<int32_t>(), results(grad_k), results(grad_v),
+              starts.template const_data_ptr<int64_t>(),
+              places.template const_data_ptr<int32_t>(), results(grad_k), results(grad_v),
               of_keys.template mutable_data_ptr<A>());
         });
       });
@@ -531,26 +526,6 @@ Gradients backward_with_readers(
       summed(of_queries, 0, pos_bias),
       summed(of_queries, 1, blank_k),
       summed(of_queries, 1 + dim, blank_v)};
-}
-
-Gradients cluster_attention_backward_cuda(
-    const at::Tensor& grad, const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
-    const at::Tensor& pos, const at::Tensor& clusters, int64_t m, const at::Tensor& pos_weight,
-    const at::Tensor& pos_bias, const at::Tensor& blank_k, const at::Tensor& blank_v,
-    const at::Tensor& out, const at::Tensor& lse) {
-  check_cluster_attention_backward(
-      grad, q, k, v, pos, clusters, m, pos_weight, pos_bias, blank_k, blank_v, out, lse);
-  const DeviceGuard guard(q);
-  if (q.numel() == 0) {
-    const auto zeros = [](const at::Tensor& x) { return at::zeros(x.sizes(), x.options()); };
-    return {
-        zeros(q), zeros(k), zeros(v), zeros(pos_weight), zeros(pos_bias), zeros(blank_k),
-        zeros(blank_v)};
-  }
-  const int64_t size = std::min(m, q.size(1));
-  return backward_with_readers(
-      ClusterReaders(clusters, (q.size(1) + size - 1) / size), grad, q, k, v, pos,
-      clusters, m, pos_weight, pos_bias, blank_k, blank_v, out, lse);
 }
 
 }  // namespace
