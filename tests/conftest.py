@@ -1,5 +1,6 @@
 """Fixtures shared by the tests."""
 
+import importlib.util
 import os
 from pathlib import Path
 
@@ -44,3 +45,16 @@ def tiny_opts() -> list:
         *("MODEL.MASK_FORMER.DIM_FEEDFORWARD", 64, "MODEL.MASK_FORMER.NUM_OBJECT_QUERIES", 12),
         *("MODEL.MASK_FORMER.TRAIN_NUM_POINTS", 256),
     ]
+
+
+@pytest.fixture(scope="session")
+def emulated():
+    """The operators of ``torch.ops`` that run the CUDA kernels on a CPU."""
+    path = Path(__file__).parent / "emulation" / "build.py"
+    spec = importlib.util.spec_from_file_location("emulation_build", path)
+    build = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(build)
+    if build.compiler() is None:
+        pytest.skip("there is no C++ compiler")
+    torch.ops.load_library(build.build())
+    return torch.ops.aff_seg_emulated

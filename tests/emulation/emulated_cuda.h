@@ -306,8 +306,8 @@ void launch(void (*kernel)(P...), dim3 grid, dim3 size, size_t shared, A... argu
     for (unsigned y = 0; y < grid.y; ++y) {
       for (unsigned x = 0; x < grid.x; ++x) {
         b.index = dim3(x, y, z);
-        // Not zeros: what is read before it is written shows.
-        b.shared.assign(shared, char(0x7f));
+        // What is read before it is written shows: as a number that is none, or a large one.
+        b.shared.assign(shared, char((x + y + z) % 2 == 0 ? 0xff : 0x7f));
         run_block(b, order ? std::atoi(order) : 0);
       }
     }
