@@ -64,7 +64,8 @@ struct Tokens {
     using Bytes = std::conditional_t<std::is_const_v<T>, const char, char>;
     return reinterpret_cast<T*>(
         reinterpret_cast<Bytes*>(data) + image * by_image + int64_t(head) * by_head +
-        int64_t(token) * by_token);
+        // One instruction, that of signed numbers being several.
+        static_cast<uint64_t>(static_cast<unsigned>(token)) * static_cast<unsigned>(by_token));
   }
 };
 

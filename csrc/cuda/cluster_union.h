@@ -8,26 +8,21 @@
 
 namespace aff_seg {
 
-// A bit for each of kWindow clusters, counted from `base`. Once all threads have called add() and
-// passed a barrier, one warp's rank() numbers those found, ascending; after another barrier all
-// can ask for them.
+// A bit for each of kWindow clusters, counted from `base`, in a word for each lane of a warp. Once
+// all threads have called add() and passed a barrier, one warp's rank() numbers those found,
+// ascending; after another barrier all can ask for them.
 class ClusterUnion {
  public:
-  static constexpr int kWindow = 2048;
-  static constexpr int kWords = kWindow / 32;
-  // Of shared memory, before what was found.
-  static constexpr int kBytes = 4 * (2 * kWords + 4);
+  static constexpr int kWindow = 32 * kWarp;
+  // Of shared memory, but for what was found.
+  static constexpr int kBytes = 4 * (2 * kWarp + 4);
 
   __device__ __forceinline__ ClusterUnion(void* memory, int* found)
-      : bits_(static_cast<unsigned*>(memory)), before_(reinterpret_cast<int*>(bits_ + kWords)),
-        size_(before_ + kWords), found_(found) {}
+      : bits_(static_cast<unsigned*>(memory)), before_(reinterpret_cast<int*>(bits_ + kWarp)),
+        size_(before_ + kWarp), found_(found) {}
 
-  __device__ __forceinline__ void clear(int thread, int threads) const {
-#pragma unroll 1
-    for (int i = thread; i < kWords; i += threads) {
-      bits_[i] = 0;
-    }
-  }
+  // By one warp.
+  __device__ __forceinline__ void clear(unsigned lane) const { bits_[lane] = 0; }
 
   // Whether the window holds a cluster, none being -1.
   static __device__ __forceinline__ bool in_window(int cluster, int base) {
@@ -40,27 +35,21 @@ class ClusterUnion {
   }
 
   __device__ __forceinline__ void rank(int base, unsigned lane) const {
-    int size = 0;
-#pragma unroll 1
-    for (int w = 0; w < kWords; w += kWarp) {
-      const unsigned word = bits_[w + lane];
-      const int own = __popc(word);
-      int upto = own;
+    const unsigned word = bits_[lane];
+    int upto = __popc(word);
 #pragma unroll
-      for (unsigned step = 1; step < kWarp; step *= 2) {
-        const int other = __shfl_up_sync(kAllLanes, upto, step);
-        upto += lane >= step ? other : 0;
-      }
-      int next = size + upto - own;
-      before_[w + lane] = next;
-#pragma unroll 1
-      for (unsigned left = word; left != 0; left &= left - 1) {
-        found_[next++] = base + (w + lane) * 32 + __ffs(left) - 1;
-      }
-      size += __shfl_sync(kAllLanes, upto, kWarp - 1);
+    for (unsigned step = 1; step < kWarp; step *= 2) {
+      const int other = __shfl_up_sync(kAllLanes, upto, step);
+      upto += lane >= step ? other : 0;
     }
-    if (lane == 0) {
-      *size_ = size;
+    int next = upto - __popc(word);
+    before_[lane] = next;
+#pragma unroll 1
+    for (unsigned left = word; left != 0; left &= left - 1) {
+      found_[next++] = base + lane * 32 + __ffs(left) - 1;
+    }
+    if (lane == kWarp - 1) {
+      *size_ = upto;
     }
   }
 

@@ -166,7 +166,7 @@ class NearClusters {
     }
     A* blanks = at<A>(Layout::kBlanks);
 #pragma unroll 1
-    for (int i = thread(); i < kHeads * L::kChannels; i += threads()) {
+    for (int i = warp * kWarp + lane; i < kHeads * L::kChannels; i += layout_.warps * kWarp) {
       const int h = i / L::kChannels, channel = i % L::kChannels;
       const bool exists = channel < in_.dim;
       const int64_t from = int64_t(head + h) * in_.dim + channel;
@@ -197,7 +197,7 @@ class NearClusters {
       for (int64_t base = low_; base <= high_; base += ClusterUnion::kWindow) {
         if (base != low_) {
           __syncthreads();
-          union_.clear(thread(), threads());
+          clear_union();
           __syncthreads();
         }
         visit_window(static_cast<int>(base), body);
@@ -217,8 +217,11 @@ class NearClusters {
   __device__ __forceinline__ X* at(int offset) const {
     return reinterpret_cast<X*>(memory_ + offset);
   }
-  __device__ __forceinline__ int thread() const { return warp * kWarp + lane; }
-  __device__ __forceinline__ int threads() const { return layout_.warps * kWarp; }
+  __device__ __forceinline__ void clear_union() const {
+    if (warp == 0) {
+      union_.clear(lane);
+    }
+  }
   __device__ __forceinline__ unsigned* counts() const {
     return reinterpret_cast<unsigned*>(own_ + Layout::kCounts);
   }
@@ -250,7 +253,7 @@ class NearClusters {
     }
     low = __reduce_min_sync(kAllLanes, low);
     high = -__reduce_min_sync(kAllLanes, -high);
-    union_.clear(thread(), threads());
+    clear_union();
     int* range = at<int>(Layout::kRange);
     if (lane == 0) {
       range[2 * warp] = low;

@@ -44,7 +44,9 @@ def _assert_right(emulated, values: dict) -> None:
     assert_near(got["result"], want, "result", 0.0)
     for name in LEARNED:
         scale = (want.numel() / wide[name].numel()) ** 0.5
-        assert_near(got[name], wide[name].grad, f"gradient of {name}", scale)
+        # Of parameters, float32 also beside features that are rounded.
+        tolerance = 1e-4 if got[name].dtype != dtype else 0.0
+        assert_near(got[name], wide[name].grad, f"gradient of {name}", scale, tolerance)
 
 
 def _assert_same(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
