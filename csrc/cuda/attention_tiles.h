@@ -167,7 +167,9 @@ struct PlainTile {
 
   static __device__ __forceinline__ void add_slot(
       const T* slot, const A* weight, int g, Sum& sum) {
-#pragma unroll
+    // Of long rows few at a time, which saves registers.
+    constexpr int kUnroll = L::kUnits < 64 ? kSlotRows / L::kPack : 1;
+#pragma unroll kUnroll
     for (int r = 0; r < kSlotRows; r += L::kPack) {
       const auto first = *reinterpret_cast<const typename L::Unit*>(weight + r);
       const auto second = *reinterpret_cast<const typename L::Unit*>(weight + kWeights + r);

@@ -90,18 +90,22 @@ cluster_attention_backward_cuda(
               of_keys.template mutable_data_ptr<A>());
         });
       });
-  const auto summed = [&](const at::Tensor& x, int64_t first, const at::Tensor& like) {
-    const auto part = at::sum(x, 0, /*keepdim=*/false, at::kDouble);
-    return part.narrow(1, first, like.numel() / heads).to(pos.scalar_type()).reshape(like.sizes());
+  // In double: there are many blocks.
+  const auto sums = [](const at::Tensor& x) {
+    return at::sum(x, 0, /*keepdim=*/false, at::kDouble);
+  };
+  const auto by_query = sums(of_queries), by_key = sums(of_keys);
+  const auto part = [&](const at::Tensor& sum, int64_t first, const at::Tensor& like) {
+    return sum.narrow(1, first, like.numel() / heads).to(pos.scalar_type()).reshape(like.sizes());
   };
   return {
       grad_q,
       grad_k,
       grad_v,
-      summed(of_keys, 0, pos_weight),
-      summed(of_queries, 0, pos_bias),
-      summed(of_queries, 1, blank_k),
-      summed(of_queries, 1 + dim, blank_v)};
+      part(by_key, 0, pos_weight),
+      part(by_query, 0, pos_bias),
+      part(by_query, 1, blank_k),
+      part(by_query, 1 + dim, blank_v)};
 }
 
 }  // namespace
