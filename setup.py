@@ -32,12 +32,21 @@ PROVIDERS = {"cv2": "opencv-python-headless>=4.5", "panopticapi": "panopticapi-l
 _SANITIZERS = ["-fsanitize=address,undefined"]
 _FRAMES = ["-O1", "-g", "-fno-omit-frame-pointer", "-D_GLIBCXX_ASSERTIONS"]
 ARCHITECTURES = "8.0 8.6 8.9 9.0+PTX"
+# Generations of GPUs before the first of these, whose instructions the kernels use.
+OLD_GENERATIONS = ("Kepler", "Maxwell", "Pascal", "Volta", "Turing")
 BUILDS = {
     "native": ["-O3", "-g0", "-march=native"],
     "portable": ["-O3", "-g0"],
     "sanitize": [*_FRAMES, *_SANITIZERS, "-march=native"],
     "none": [],
 }
+
+
+def architectures() -> tuple[list[str], list[str]]:
+    """What TORCH_CUDA_ARCH_LIST names: GPUs that the kernels run on, and older ones."""
+    asked = os.environ.get("TORCH_CUDA_ARCH_LIST", "").replace(";", " ").split()
+    old = [name for name in asked if name.startswith(OLD_GENERATIONS) or re.match(r"[1-7]\.", name)]
+    return [name for name in asked or ARCHITECTURES.split() if name not in old], old
 
 
 def builds_cuda() -> bool:
@@ -59,6 +68,8 @@ def builds_cuda() -> bool:
         release = re.search(r"release (\d+)\.", told.stdout)
         if not release or release[1] != cuda.split(".")[0]:
             fault = f"{nvcc} is not of CUDA {cuda.split('.')[0]}, which torch is built for"
+        elif not architectures()[0]:
+            fault = "TORCH_CUDA_ARCH_LIST names no compute capability of 8.0 or more"
     if not fault:
         return True
     if force == "1":
@@ -95,7 +106,14 @@ def native_operators() -> dict:
     cuda = build != "sanitize" and builds_cuda()
     sources = {path for path in Path("csrc").rglob("*.cpp") if path.parent.name != "cuda"}
     if cuda:
-        os.environ.setdefault("TORCH_CUDA_ARCH_LIST", ARCHITECTURES)
+        capable, old = architectures()
+        if old:
+            print(
+                f"aff_seg: the CUDA kernels need a compute capability of 8.0 or more, so that "
+                f"{', '.join(old)} of TORCH_CUDA_ARCH_LIST is left out.",
+                file=sys.stderr,
+            )
+        os.environ["TORCH_CUDA_ARCH_LIST"] = " ".join(capable)
         sources |= {*Path("csrc/cuda").glob("*.c*")}
         arguments["cxx"].append("-DAFF_SEG_WITH_CUDA")
         arguments["nvcc"] = ["-O3", "--threads=2"]

@@ -7,6 +7,7 @@ import pytest
 import torch
 from detectron2.config import CfgNode, get_cfg
 from elsewhere import redirect
+from emulation.build import build, compiler
 
 import aff_seg
 
@@ -75,3 +76,12 @@ def tiny_opts() -> list:
         *("MODEL.MASK_FORMER.DIM_FEEDFORWARD", 64, "MODEL.MASK_FORMER.NUM_OBJECT_QUERIES", 12),
         *("MODEL.MASK_FORMER.TRAIN_NUM_POINTS", 256),
     ]
+
+
+@pytest.fixture(scope="session")
+def emulated():
+    """The operators of ``torch.ops`` that run the CUDA kernels on a CPU."""
+    if compiler() is None:
+        pytest.skip("there is no C++ compiler")
+    torch.ops.load_library(build())
+    return torch.ops.aff_seg_emulated

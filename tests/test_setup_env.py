@@ -488,6 +488,23 @@ def test_cuda_kernels_only_where_they_can_be_built(monkeypatch, capfd, tmp_path)
     assert not any(source.endswith(".cu") for source in extension.sources)
 
 
+@pytest.mark.parametrize(
+    ("asked", "kept", "old"),
+    [
+        ("", ["8.0", "8.6", "8.9", "9.0+PTX"], []),
+        ("7.5;8.0 9.0a+PTX", ["8.0", "9.0a+PTX"], ["7.5"]),
+        ("6.1+PTX Turing", [], ["6.1+PTX", "Turing"]),
+        ("Ampere 12.0 native", ["Ampere", "12.0", "native"], []),
+        ("Volta+Tegra;10.0", ["10.0"], ["Volta+Tegra"]),
+    ],
+)
+def test_old_gpus_are_left_out(monkeypatch, asked, kept, old):
+    monkeypatch.setattr(setuptools, "setup", lambda **_: None)
+    monkeypatch.setenv("AFF_SEG_BUILD", "none")
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", asked)
+    assert runpy.run_path(str(ROOT / "setup.py"))["architectures"]() == (kept, old)
+
+
 def test_pins_satisfy_setup_py(monkeypatch):
     lines = (ROOT / "requirements.txt").read_text().splitlines()
     pins = [Requirement(line) for line in lines if line and line[0] not in "#-"]

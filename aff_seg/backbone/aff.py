@@ -105,6 +105,10 @@ class Stage(nn.Module):
             after the last).
         """
         feat, pos, nbhd = self._cluster(feat, pos, canvas)
+        if torch.is_grad_enabled() and (
+            feat.requires_grad or any(p.requires_grad for p in self.blocks.parameters())
+        ):
+            nbhd = nbhd.with_readers()
         for block in self.blocks:
             feat = block(feat, pos, nbhd)
         if self.downsample is None:

@@ -5,7 +5,7 @@ a neighbourhood. Positions are whole (x, y) in stride-4 pixels of the canvas (H,
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import torch
@@ -16,10 +16,19 @@ from aff_seg import ops
 
 @dataclass(frozen=True)
 class Neighbourhood:
-    """Who attends whom: ``clusters`` (B, N, R) of ``m`` consecutive tokens each."""
+    """Who attends whom: ``clusters`` (B, N, R) of ``m`` consecutive tokens each.
+
+    The readers are there where several blocks need them for their gradients.
+    """
 
     clusters: Tensor
     m: int
+    readers: ops.Readers | None = None
+
+    def with_readers(self) -> "Neighbourhood":
+        """The same of all N tokens of a stage, and who reads each cluster."""
+        count = math.ceil(self.clusters.shape[1] / self.m)
+        return replace(self, readers=ops.cluster_readers(self.clusters, count))
 
 
 def path_order(pos: Tensor, canvas: tuple[int, int], m: int) -> Tensor:

@@ -13,6 +13,7 @@ Source: AutoFocusFormer, arXiv 2304.12406.
 import os
 from importlib.machinery import PathFinder
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -33,8 +34,10 @@ if NATIVE:
     NATIVE_DEVICES = ("cpu", "cuda") if _native.CUDA else ("cpu",)
 
 __all__ = [
+    "Readers",
     "active_paths",
     "cluster_attention",
+    "cluster_readers",
     "deformable_points",
     "knn",
     "point_conv",
@@ -148,6 +151,36 @@ def knn(query: Tensor, database: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return reference.knn(query, database, k)
 
 
+class Readers(NamedTuple):
+    """Who reads each cluster of ``(B, N, R)`` lists.
+
+    Place p of an image is entry ``p % R`` of the list of token ``p // R``. For cluster c of
+    image b, ``place[start[b * count + c] : start[b * count + c + 1]]`` are those where c is
+    listed, ascending. ``start`` is ``(B * count + 1,)`` int64, ``place`` ``(B * N * R,)`` int32.
+    """
+
+    start: Tensor
+    place: Tensor
+
+
+def cluster_readers(clusters: Tensor, count: int) -> Readers:
+    """Who reads each cluster, for backward passes of :func:`cluster_attention`.
+
+    Args:
+        clusters: ``(B, N, R)`` clusters of each token's neighbourhood.
+        count: number of clusters, ``ceil(N / m)``.
+
+    Raises:
+        ValueError: for a wrong shape, dtype or count.
+        IndexError: for a cluster out of range.
+    """
+    _check_tensor("clusters", clusters, (None, None, None), "(B, N, R)")
+    _check_index("clusters", clusters, 0, count - 1)
+    if _runs_native(clusters):
+        return Readers(*torch.ops.aff_seg.cluster_readers(_int32(clusters), count))
+    return Readers(*reference.cluster_readers(clusters, count))
+
+
 def cluster_attention(
     q: Tensor,
     k: Tensor,
@@ -159,6 +192,8 @@ def cluster_attention(
     pos_bias: Tensor,
     blank_k: Tensor,
     blank_v: Tensor,
+    *,
+    readers: Readers | None = None,
 ) -> Tensor:
     """Multi-head attention of every token over its nearest clusters and one blank token.
 
@@ -173,6 +208,8 @@ def cluster_attention(
         m: tokens per cluster.
         pos_weight, pos_bias: ``(heads, 5)`` and ``(heads,)``.
         blank_k, blank_v: ``(heads * D,)``.
+        readers: :func:`cluster_readers` of these clusters, where several calls share them;
+            otherwise backward makes them.
 
     Returns:
         ``(B, N, heads, D)``, differentiable in everything but ``pos``.
@@ -197,7 +234,7 @@ def cluster_attention(
         exact = _accumulating(q.dtype)
         learned = (x.to(exact) for x in (pos_weight, pos_bias, blank_k, blank_v))
         return torch.ops.aff_seg.cluster_attention(
-            q, k, v, pos.to(exact), _int32(clusters), m, *learned
+            q, k, v, pos.to(exact), _int32(clusters), m, *learned, *(readers or (None, None))
         )[0]
     return reference.cluster_attention(
         q, k, v, pos, clusters, m, pos_weight, pos_bias, blank_k, blank_v

@@ -60,13 +60,35 @@ def _(query, database, k):
     return query.new_empty(shape, dtype=torch.int32), query.new_empty(shape)
 
 
+@_fake("cluster_readers")
+def _(clusters, count):
+    start = clusters.new_empty(clusters.shape[0] * count + 1, dtype=torch.int64)
+    return start, clusters.new_empty(clusters.numel())
+
+
 @_fake("cluster_attention")
-def _(q, k, v, pos, clusters, m, pos_weight, pos_bias, blank_k, blank_v):
+def _(q, k, v, pos, clusters, m, pos_weight, pos_bias, blank_k, blank_v, start, place):
     return torch.empty_like(q, memory_format=torch.contiguous_format), pos.new_empty(q.shape[:3])
 
 
 @_fake("cluster_attention_backward")
-def _(grad, q, k, v, pos, clusters, m, pos_weight, pos_bias, blank_k, blank_v, out, lse):
+def _(
+    grad,
+    q,
+    k,
+    v,
+    pos,
+    clusters,
+    m,
+    pos_weight,
+    pos_bias,
+    blank_k,
+    blank_v,
+    out,
+    lse,
+    start,
+    place,
+):
     return tuple(_like(x) for x in (q, k, v, pos_weight, pos_bias, blank_k, blank_v))
 
 
@@ -129,16 +151,20 @@ def _inputs(ctx) -> list:
 
 
 def _save_attention(ctx, inputs, output):
-    *tensors, m, pos_weight, pos_bias, blank_k, blank_v = inputs
+    *tensors, m, pos_weight, pos_bias, blank_k, blank_v, start, place = inputs
     ctx.m = m
-    ctx.save_for_backward(*tensors, pos_weight, pos_bias, blank_k, blank_v, *output)
+    ctx.save_for_backward(*tensors, pos_weight, pos_bias, blank_k, blank_v, *output, start, place)
 
 
 @once_differentiable
 def _attention_backward(ctx, grad, _):
-    q, k, v, pos, clusters, *learned, out, lse = ctx.saved_tensors
-    grads = _OPS.cluster_attention_backward(grad, q, k, v, pos, clusters, ctx.m, *learned, out, lse)
-    return (*grads[:3], None, None, None, *grads[3:])
+    q, k, v, pos, clusters, *rest, start, place = ctx.saved_tensors
+    if start is None:
+        start, place = _OPS.cluster_readers(clusters, -(-q.shape[1] // ctx.m))
+    grads = _OPS.cluster_attention_backward(
+        grad, q, k, v, pos, clusters, ctx.m, *rest, start, place
+    )
+    return (*grads[:3], None, None, None, *grads[3:], None, None)
 
 
 @once_differentiable

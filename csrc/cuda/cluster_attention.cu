@@ -1,4 +1,14 @@
-// A block works on consecutive queries, eight to a warp, at one or two heads.
+// A warp works on eight consecutive queries, a block on those of some warps, at one or two heads.
+// Every block
+//   1. copies its queries to shared memory,
+//   2. finds the union of the clusters that they list, and copies keys, values and positions of
+//      those there, as many at a time as there is room for: see near_clusters.h,
+//   3. lets each warp go through the eight-token slots that its own queries list, a tile of some
+//      slots at a time: logits by the matrix units (float and double: by plain arithmetic), the
+//      position terms in registers, and the softmax as it comes,
+//   4. divides by the denominators, and writes results by way of the queries' place.
+// Neighbouring queries share most of their clusters, so that keys and values are read once for
+// four warps, and mostly by one multiprocessor.
 
 #include "../cluster_attention.h"
 
@@ -12,9 +22,10 @@
 namespace aff_seg {
 namespace {
 
-// Exponentials are taken relative to a logit such that those of a tile add up to at most this in
-// a lane; small enough for half.
-constexpr int kMostOfTile = 256;
+// Logits exceed the one that exponentials are taken relative to by at most this: e^5.5 is little
+// enough for half, and `top` seldom has to rise.
+template <typename P>
+constexpr typename P::A kMostExcess = 5.5 * P::kPerLogit;
 
 // The softmax of a warp's columns at one head, as far as it has come, exponentials being taken
 // relative to `top`. Of a column, `total` is what the rows g add up to.
@@ -23,10 +34,37 @@ struct Softmax {
   using A = typename P::A;
   typename P::Sum sum;
   A top[2], total[2];
+
+  // Makes the largest of these logits, less top, the new top.
+  __device__ __forceinline__ void raise(A (&logit)[P::kSlots][2]) {
+    A factor[2];
+#pragma unroll
+    for (int j = 0; j < 2; ++j) {
+      A excess = 0;
+#pragma unroll
+      for (int s = 0; s < P::kSlots; ++s) {
+        excess = logit[s][j] > excess ? logit[s][j] : excess;
+      }
+      excess = max_over_rows(excess);
+#pragma unroll
+      for (int s = 0; s < P::kSlots; ++s) {
+        logit[s][j] -= excess;
+      }
+      factor[j] = P::exponential(-excess);
+      top[j] += excess;
+      total[j] *= factor[j];
+    }
+    P::scale(factor, sum);
+  }
 };
 
+// Blocks on a multiprocessor at once, as far as registers allow without spilling.
+template <typename P>
+constexpr int kBlocks = sizeof(typename P::T) == 2 ? (P::L::kChannels <= 64 ? 4 : 3)
+                                                  : (P::L::kChannels <= 32 ? 3 : 2);
+
 template <typename P, int kHeads>
-__global__ void __launch_bounds__(kMaxWarps * kWarp, sizeof(typename P::T) == 2 ? 4 : 3)
+__global__ void __launch_bounds__(kMaxWarps * kWarp, kBlocks<P>)
     forward(
         const Attention<typename P::T, typename P::A> in, int capacity,
         Tokens<typename P::T> out, typename P::A* lse) {
@@ -50,68 +88,41 @@ __global__ void __launch_bounds__(kMaxWarps * kWarp, sizeof(typename P::T) == 2 
   }
 
   near.visit_all([&](const typename Near::Tile& tile) {
-    A weight[kHeads][kSlots][2], of_tile[kHeads][2];
+    A weight[kHeads][kSlots][2];
     const T* rows[kSlots];
-    for (bool raise = false;;) {
+    bool exceeds = false;
+#pragma unroll
+    for (int h = 0; h < kHeads; ++h) {
+      tile.operand(0, h, rows);
+      P::multiply(
+          tile.lane, rows, tile.count, near.columns(0, h), in.dim, tile.masked, weight[h]);
+      const LogitTerms<P> terms = near.terms(h);
+#pragma unroll
+      for (int j = 0; j < 2; ++j) {
+        const A start = terms.bias - softmax[h].top[j];
+#pragma unroll
+        for (int s = 0; s < kSlots; ++s) {
+          weight[h][s][j] = terms.logit(weight[h][s][j], tile.direction[s][j], start);
+          exceeds |= weight[h][s][j] > kMostExcess<P>;
+        }
+      }
+    }
+    if (__any_sync(kAllLanes, exceeds)) {
 #pragma unroll
       for (int h = 0; h < kHeads; ++h) {
-        tile.operand(0, h, rows);
-        P::multiply(
-            tile.lane, rows, tile.count, near.columns(0, h), in.dim, tile.masked, weight[h]);
-        const LogitTerms<P> terms = near.terms(h);
-#pragma unroll
-        for (int j = 0; j < 2; ++j) {
-          const A start = terms.bias - softmax[h].top[j];
-#pragma unroll
-          for (int s = 0; s < kSlots; ++s) {
-            weight[h][s][j] = terms.logit(weight[h][s][j], tile.direction[s][j], start);
-          }
-        }
-      }
-      if (raise) {
-        // What has been summed is taken relative to the largest logit so far.
-#pragma unroll
-        for (int h = 0; h < kHeads; ++h) {
-          A factor[2];
-#pragma unroll
-          for (int j = 0; j < 2; ++j) {
-            A excess = 0;
-#pragma unroll
-            for (int s = 0; s < kSlots; ++s) {
-              excess = weight[h][s][j] > excess ? weight[h][s][j] : excess;
-            }
-            const A top = softmax[h].top[j] + max_over_rows(excess);
-            factor[j] = P::exponential(softmax[h].top[j] - top);
-            softmax[h].top[j] = top;
-            softmax[h].total[j] *= factor[j];
-          }
-          P::scale(factor, softmax[h].sum);
-        }
-        raise = false;
-        continue;
-      }
-      bool exceeds = false;
-#pragma unroll
-      for (int h = 0; h < kHeads; ++h) {
-#pragma unroll
-        for (int j = 0; j < 2; ++j) {
-#pragma unroll
-          for (int s = 0; s < kSlots; ++s) {
-            weight[h][s][j] = P::exponential(weight[h][s][j]);
-            of_tile[h][j] = s == 0 ? weight[h][s][j] : of_tile[h][j] + weight[h][s][j];
-          }
-          exceeds |= of_tile[h][j] > kMostOfTile;
-        }
-      }
-      raise = __any_sync(kAllLanes, exceeds);
-      if (!raise) {
-        break;
+        softmax[h].raise(weight[h]);
       }
     }
 #pragma unroll
     for (int h = 0; h < kHeads; ++h) {
-      softmax[h].total[0] += of_tile[h][0];
-      softmax[h].total[1] += of_tile[h][1];
+#pragma unroll
+      for (int j = 0; j < 2; ++j) {
+#pragma unroll
+        for (int s = 0; s < kSlots; ++s) {
+          weight[h][s][j] = P::exponential(weight[h][s][j]);
+          softmax[h].total[j] += weight[h][s][j];
+        }
+      }
       tile.operand(1, h, rows);
       P::add(tile.lane, rows, tile.count, weight[h], near.scratch(), softmax[h].sum);
     }
@@ -144,8 +155,10 @@ __global__ void __launch_bounds__(kMaxWarps * kWarp, sizeof(typename P::T) == 2 
 std::tuple<at::Tensor, at::Tensor> cluster_attention_cuda(
     const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& pos,
     const at::Tensor& clusters, int64_t m, const at::Tensor& pos_weight,
-    const at::Tensor& pos_bias, const at::Tensor& blank_k, const at::Tensor& blank_v) {
-  check_cluster_attention(q, k, v, pos, clusters, m, pos_weight, pos_bias, blank_k, blank_v);
+    const at::Tensor& pos_bias, const at::Tensor& blank_k, const at::Tensor& blank_v,
+    const std::optional<at::Tensor>& start, const std::optional<at::Tensor>& place) {
+  check_cluster_attention(
+      q, k, v, pos, clusters, m, pos_weight, pos_bias, blank_k, blank_v, start, place);
   const DeviceGuard guard(q);
   auto out = at::empty(q.sizes(), q.options());
   const auto by_head = q.sizes().slice(0, 3);
@@ -164,7 +177,8 @@ std::tuple<at::Tensor, at::Tensor> cluster_attention_cuda(
           constexpr int kHeads = decltype(at_once)::value;
           const auto layout = NearLayout<P, kHeads, 1>::fitting(in);
           launch(
-              forward<P, kHeads>, attention_grid(in.tokens, layout.warps, in.heads / kHeads, q.size(0)),
+              forward<P, kHeads>,
+              attention_grid(in.tokens, layout.warps, in.heads / kHeads, q.size(0)),
               dim3(kWarp, layout.warps), layout.bytes(), in, layout.capacity,
               Tokens<scalar_t>(out.mutable_data_ptr<scalar_t>(), out), lse.mutable_data_ptr<A>());
         });

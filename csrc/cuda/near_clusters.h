@@ -1,109 +1,59 @@
 // How a block of queries goes through the clusters near them. A warp has eight consecutive tokens
-// as its columns. The union of the clusters that the block's tokens list is found in shared memory
-// and brought there slot by slot, keys and values; each warp then visits the slots that its own
-// tokens list. A token may list a cluster several times.
+// as its columns. A token may list a cluster several times.
+//
+//   lists of the block's tokens, kEntries of each at a time (all of them, mostly)
+//     -> their union, ascending                        cluster_union.h
+//       -> its slots, as many at a time as memory holds: keys, values and positions are copied,
+//          meanwhile each warp counts how often its columns list the slots' clusters
+//         -> the slots that a warp's columns list, P::kSlots at a time: a tile, with the pairs
+//            that are not listed masked
+//
+// Shared memory, in this order:
+//
+//   of the block   terms of the logits | blank keys, values | union | range of clusters
+//   of each warp   columns (q, and in backward grad) | scratch | counts | visits
+//   of the block   clusters found | slots: keys, values, and x, y, mask of the eight rows
 
 #pragma once
 
 #include <algorithm>
+#include <limits>
 
+#include "attention_arguments.h"
 #include "attention_tiles.h"
+#include "cluster_union.h"
 
 namespace aff_seg {
-
-// Arguments of the operator as its kernels take them.
-template <typename T, typename A>
-struct Attention {
-  int tokens, heads, dim, m, near;
-  int clusters;     // of an image
-  int per_cluster;  // slots
-  Tokens<const T> q, k, v;
-  const A *pos, *pos_weight, *pos_bias, *blank_k, *blank_v;
-  const int32_t* lists;
-  A scale;
-};
-
-// What must outlive the kernels' arguments.
-struct AttentionTensors {
-  at::Tensor q, k, v, pos, clusters, pos_weight, pos_bias, blank_k, blank_v;
-
-  AttentionTensors(
-      const at::Tensor& q_, const at::Tensor& k_, const at::Tensor& v_, const at::Tensor& pos_,
-      const at::Tensor& clusters_, const at::Tensor& pos_weight_, const at::Tensor& pos_bias_,
-      const at::Tensor& blank_k_, const at::Tensor& blank_v_)
-      : q(with_near_channels(q_)), k(with_near_channels(k_)),
-        v(with_near_channels(v_)), pos(pos_.contiguous()), clusters(clusters_.contiguous()),
-        pos_weight(pos_weight_.contiguous()), pos_bias(pos_bias_.contiguous()),
-        blank_k(blank_k_.contiguous()), blank_v(blank_v_.contiguous()) {
-    // Both coordinates are copied at once.
-    if (reinterpret_cast<uintptr_t>(pos.const_data_ptr()) % (2 * pos.element_size()) != 0) {
-      pos = pos.clone();
-    }
-  }
-
-  template <typename T, typename A>
-  Attention<T, A> arguments(int64_t m) const {
-    const int64_t tokens = q.size(1), dim = q.size(3), size = std::min(m, tokens);
-    return {
-        static_cast<int>(tokens),
-        static_cast<int>(q.size(2)),
-        static_cast<int>(dim),
-        static_cast<int>(size),
-        static_cast<int>(clusters.size(2)),
-        static_cast<int>((tokens + size - 1) / size),
-        static_cast<int>((size + kSlotRows - 1) / kSlotRows),
-        tokens_of<T>(q),
-        tokens_of<T>(k),
-        tokens_of<T>(v),
-        pos.const_data_ptr<A>(),
-        pos_weight.const_data_ptr<A>(),
-        pos_bias.const_data_ptr<A>(),
-        blank_k.const_data_ptr<A>(),
-        blank_v.const_data_ptr<A>(),
-        clusters.const_data_ptr<int32_t>(),
-        A(1) / std::sqrt(static_cast<A>(dim))};
-  }
-};
 
 // Entries of the lists that are gone through at once; counts of a cluster in one list fit 4 bits.
 constexpr int kEntries = 12;
 constexpr int kEntriesOfLane = kEntries / 4;
-// Clusters, by index, among which the listed ones are found at once.
-constexpr int kWindow = 2048;
-constexpr int kWords = kWindow / 32;
-constexpr int kMaxWarps = 4;
-// Blocks of 16-bit features find room on a multiprocessor of 228 KB for four, others for three.
-template <typename T>
-constexpr int kSharedBudget = (sizeof(T) == 2 ? 54 : 73) << 10;
 constexpr int kMaxCapacity = 64;
 
-// Shared memory, for kHeads heads at once and kSets operands in columns: offsets in bytes. A slot
-// has keys at all heads, values at all heads, and of its eight rows x, y, and 0 or, where a row does
-// not exist, -inf.
+// Shared memory for kHeads heads at once and kSets operands in columns: offsets in bytes.
 template <typename P, int kHeads, int kSets>
 struct NearLayout {
   using T = typename P::T;
   using A = typename P::A;
   using L = typename P::L;
+  static constexpr int kOfNumber = sizeof(A);
+  // In a slot: keys at all heads, values at all heads; for each row x, y, and 0 or, where it does
+  // not exist, -inf.
   static constexpr int kRows = 2 * kHeads * L::kBytes;
-  static constexpr int kSlot = kRows + 4 * kSlotRows * static_cast<int>(sizeof(A));
-  // Of all warps: the terms of logits, the blank keys and values, the bits and counts of a window,
-  // the range and the number of clusters.
+  static constexpr int kSlot = kRows + 4 * kSlotRows * kOfNumber;
   static constexpr int kTerms = 0;
   static constexpr int kBlanks = kHeads * static_cast<int>(sizeof(LogitTerms<P>));
-  static constexpr int kBits = kBlanks + 2 * kHeads * L::kChannels * static_cast<int>(sizeof(A));
-  static constexpr int kBefore = kBits + 4 * kWords;
-  static constexpr int kRange = kBefore + 4 * kWords;
-  static constexpr int kColumns = kRange + 4 * (2 * kMaxWarps + 4);
-  // Of each warp: its columns, scratch, counts and visits.
+  static constexpr int kUnion = kBlanks + 2 * kHeads * L::kChannels * kOfNumber;
+  static constexpr int kRange = kUnion + ClusterUnion::kBytes;
+  static constexpr int kColumns = kRange + 4 * 2 * kMaxWarps;
+  // From where a warp's memory begins.
   static constexpr int kScratch = kSets * kHeads * L::kBytes;
-  static constexpr int kCounts = kScratch + P::kScratch * static_cast<int>(sizeof(A));
+  static constexpr int kCounts = kScratch + P::kScratch * kOfNumber;
 
   int warps, capacity;  // capacity: slots in memory at once
 
   C10_HOST_DEVICE int counts() const { return (capacity + 3) / 4 * 16; }
   C10_HOST_DEVICE int of_warp() const { return kCounts + 2 * counts(); }
-  // Of all warps: the clusters found, and the slots.
   C10_HOST_DEVICE int found() const { return kColumns + warps * of_warp(); }
   C10_HOST_DEVICE int slots() const { return found() + warps * 4 * kSlotRows * kEntries; }
   C10_HOST_DEVICE int bytes() const { return slots() + capacity * kSlot; }
@@ -134,9 +84,9 @@ class NearClusters {
 
   // Slots that a warp works on at a time, as a lane sees them.
   struct Tile {
-    const T* slot[P::kSlots];                 // keys of the first head
-    A masked[P::kSlots][2];                   // 0, or -inf where column 2 t + j lists not row g
-    Direction<A> direction[P::kSlots][2];     // from there to there
+    const T* slot[P::kSlots];              // keys of the first head
+    A masked[P::kSlots][2];                // 0, or -inf where column 2 t + j lists not row g
+    Direction<A> direction[P::kSlots][2];  // from there to there
     int count;
     unsigned lane;
 
@@ -152,29 +102,26 @@ class NearClusters {
 
   const unsigned lane;
   const int g, t, warp;
-  int image, head;  // head: the first one
-  int first;        // the warp's first token
-  bool row_exists;  // token g of the warp
-  A x[2], y[2];     // positions of the columns
+  const int image, head;  // head: the first one
+  const int first;        // the warp's first token
+  const bool row_exists;  // token g of the warp
 
   __device__ __forceinline__ NearClusters(const Attention<T, A>& in, int capacity)
-      : lane(threadIdx.x), g(lane / 4), t(lane % 4), warp(threadIdx.y), in_(in),
-        layout_{static_cast<int>(blockDim.y), capacity},
-        memory_(shared_memory<char>()),
+      : lane(threadIdx.x), g(lane / 4), t(lane % 4), warp(threadIdx.y), image(blockIdx.z),
+        head(blockIdx.y * kHeads), first((blockIdx.x * blockDim.y + warp) * kSlotRows),
+        row_exists(g < in.tokens - first), in_(in),
+        layout_{static_cast<int>(blockDim.y), capacity}, memory_(shared_memory<char>()),
         own_(memory_ + Layout::kColumns + warp * layout_.of_warp()),
-        slots_(memory_ + layout_.slots()) {
-    image = blockIdx.z;
-    head = blockIdx.y * kHeads;
-    first = (blockIdx.x * layout_.warps + warp) * kSlotRows;
-    row_exists = g < in.tokens - first;
+        slots_(memory_ + layout_.slots()),
+        union_(memory_ + Layout::kUnion, at<int>(layout_.found())) {
 #pragma unroll
     for (int j = 0; j < 2; ++j) {
       Pack<A, 2> pos{};
       if (column_exists(j)) {
         pos = reinterpret_cast<const Pack<A, 2>*>(in.pos)[token(2 * t) + j];
       }
-      x[j] = pos.value[0];
-      y[j] = pos.value[1];
+      x_[j] = pos.value[0];
+      y_[j] = pos.value[1];
     }
   }
 
@@ -226,12 +173,16 @@ class NearClusters {
       blanks[i] = exists ? in_.blank_k[from] : A(0);
       blanks[kHeads * L::kChannels + i] = exists ? in_.blank_v[from] : A(0);
     }
-    read_lists(0);
-    bool valid = valid_;
+    bool valid = true;
     const int32_t* list = in_.lists + token(g) * in_.near;
 #pragma unroll 1
     for (int r = kEntries + t; row_exists && r < in_.near; r += 4) {
       valid = valid && list[r] >= 0 && list[r] < in_.clusters;
+    }
+    read_lists(0);
+#pragma unroll
+    for (int i = 0; i < kEntriesOfLane; ++i) {
+      valid = valid && cluster_[i] < in_.clusters && (cluster_[i] >= 0 || !has_entry(0, i));
     }
     CUDA_KERNEL_ASSERT(valid);
     find_range();
@@ -240,50 +191,36 @@ class NearClusters {
   // Calls body(tile) for whatever the warp's columns list, in one order.
   template <typename F>
   __device__ __forceinline__ void visit_all(const F& body) {
-    for (;;) {
 #pragma unroll 1
-      for (int64_t base = low_; base <= high_; base += kWindow) {
+    for (int entry = 0;;) {
+#pragma unroll 1
+      for (int64_t base = low_; base <= high_; base += ClusterUnion::kWindow) {
         if (base != low_) {
           __syncthreads();
-          clear_bits();
+          clear_union();
           __syncthreads();
         }
-        const int slots = find(static_cast<int>(base)) * in_.per_cluster;
-#pragma unroll 1
-        for (int start = 0; start < slots; start += layout_.capacity) {
-          const int left = slots - start;
-          const int count = left < layout_.capacity ? left : layout_.capacity;
-          if (start != 0) {
-            __syncthreads();
-          }
-          if (in_.k.wide && in_.v.wide) {
-            stage(start, count, std::true_type());
-          } else {
-            stage(start, count, std::false_type());
-          }
-          count_entries(static_cast<int>(base), start, count);
-          wait_for_copies();
-          __syncthreads();
-          visit(start, count, body);
-        }
+        visit_window(static_cast<int>(base), body);
       }
-      if (entry_ + kEntries >= in_.near) {
+      entry += kEntries;
+      if (entry >= in_.near) {
         return;
       }
       __syncthreads();
-      read_lists(entry_ + kEntries);
+      read_lists(entry);
       find_range();
     }
   }
 
  private:
-  struct Slot {
-    int token, present;  // the first token, and how many of the eight are there
-  };
-
   template <typename X>
   __device__ __forceinline__ X* at(int offset) const {
     return reinterpret_cast<X*>(memory_ + offset);
+  }
+  __device__ __forceinline__ void clear_union() const {
+    if (warp == 0) {
+      union_.clear(lane);
+    }
   }
   __device__ __forceinline__ unsigned* counts() const {
     return reinterpret_cast<unsigned*>(own_ + Layout::kCounts);
@@ -292,32 +229,21 @@ class NearClusters {
     return reinterpret_cast<unsigned*>(own_ + Layout::kCounts + layout_.counts());
   }
 
-  __device__ __forceinline__ void clear_bits() const {
-#pragma unroll 1
-    for (int i = warp * kWarp + lane; i < kWords; i += layout_.warps * kWarp) {
-      at<unsigned>(Layout::kBits)[i] = 0;
-    }
+  // Whether the lane's i-th entry, from `entry` of the list of token g on, exists.
+  __device__ __forceinline__ bool has_entry(int entry, int i) const {
+    return row_exists && 4 * i < in_.near - entry - t;
   }
 
-  // Takes kEntries entries of each list.
+  // Takes kEntries entries of each list, a lane every fourth of row g; absent ones are -1.
   __device__ __forceinline__ void read_lists(int entry) {
-    entry_ = entry;
-    valid_ = true;
     const int32_t* list = in_.lists + token(g) * in_.near + (entry + t);
-    const int left = row_exists ? in_.near - entry - t : 0;
 #pragma unroll
     for (int i = 0; i < kEntriesOfLane; ++i) {
-      cluster_[i] = 4 * i < left ? list[4 * i] : -1;
-    }
-#pragma unroll
-    for (int i = 0; i < kEntriesOfLane; ++i) {
-      const bool within =
-          static_cast<unsigned>(cluster_[i]) < static_cast<unsigned>(in_.clusters);
-      valid_ &= within | (4 * i >= left);
+      cluster_[i] = has_entry(entry, i) ? list[4 * i] : -1;
     }
   }
 
-  // The range of their clusters over the block.
+  // The range of their clusters over the block; the union is empty afterwards.
   __device__ __forceinline__ void find_range() {
     int low = std::numeric_limits<int>::max(), high = -1;
 #pragma unroll
@@ -327,7 +253,7 @@ class NearClusters {
     }
     low = __reduce_min_sync(kAllLanes, low);
     high = -__reduce_min_sync(kAllLanes, -high);
-    clear_bits();
+    clear_union();
     int* range = at<int>(Layout::kRange);
     if (lane == 0) {
       range[2 * warp] = low;
@@ -344,64 +270,51 @@ class NearClusters {
     }
   }
 
-  // Where an entry stands in the window that begins with cluster `base`.
-  __device__ __forceinline__ bool in_window(int i, int base, unsigned* place) const {
-    *place = static_cast<unsigned>(cluster_[i]) - static_cast<unsigned>(base);
-    return cluster_[i] >= base && *place < kWindow;
-  }
-
-  // Lists the clusters of a window that the block needs, ascending; returns how many they are.
-  __device__ __forceinline__ int find(int base) const {
-    unsigned* bits = at<unsigned>(Layout::kBits);
-    int* before = at<int>(Layout::kBefore);
-    int* total = at<int>(Layout::kRange) + 2 * kMaxWarps;
+  template <typename F>
+  __device__ __forceinline__ void visit_window(int base, const F& body) const {
 #pragma unroll
     for (int i = 0; i < kEntriesOfLane; ++i) {
-      unsigned c;
-      if (in_window(i, base, &c)) {
-        atomicOr(bits + c / 32, 1u << (c % 32));
+      if (ClusterUnion::in_window(cluster_[i], base)) {
+        union_.add(cluster_[i], base);
       }
     }
     __syncthreads();
     if (warp == 0) {
-      int rank = 0;
-#pragma unroll 1
-      for (int w = 0; w < kWords; w += kWarp) {
-        const unsigned word = bits[w + lane];
-        const int own = __popc(word);
-        int upto = own;
-#pragma unroll
-        for (unsigned step = 1; step < kWarp; step *= 2) {
-          const int other = __shfl_up_sync(kAllLanes, upto, step);
-          upto += lane >= step ? other : 0;
-        }
-        int next = rank + upto - own;
-        before[w + lane] = next;
-#pragma unroll 1
-        for (unsigned left = word; left != 0; left &= left - 1) {
-          found()[next++] = base + (w + lane) * 32 + __ffs(left) - 1;
-        }
-        rank += __shfl_sync(kAllLanes, upto, kWarp - 1);
-      }
-      if (lane == 0) {
-        *total = rank;
-      }
+      union_.rank(base, lane);
     }
     __syncthreads();
-    return *total;
+    const int slots = union_.size() * in_.per_cluster;
+#pragma unroll 1
+    for (int start = 0; start < slots; start += layout_.capacity) {
+      const int left = slots - start;
+      const int count = left < layout_.capacity ? left : layout_.capacity;
+      if (start != 0) {
+        __syncthreads();
+      }
+      if (in_.k.wide && in_.v.wide) {
+        stage(start, count, std::true_type());
+      } else {
+        stage(start, count, std::false_type());
+      }
+      count_entries(base, start, count);
+      wait_for_copies();
+      __syncthreads();
+      visit(start, count, body);
+    }
   }
 
-  __device__ __forceinline__ int* found() const { return at<int>(layout_.found()); }
-
-  // The rank, among the found clusters, of the one that a slot belongs to.
-  __device__ __forceinline__ int rank_of(int index) const {
-    return in_.per_cluster == 1 ? index : index / in_.per_cluster;
+  // The rank, among the clusters found, of the one that a slot belongs to.
+  __device__ __forceinline__ int rank_of(int slot) const {
+    return in_.per_cluster == 1 ? slot : slot / in_.per_cluster;
   }
 
-  __device__ __forceinline__ Slot slot_at(int index) const {
-    const int rank = rank_of(index);
-    const int begin = (index - rank * in_.per_cluster) * kSlotRows;
-    const int token = found()[rank] * in_.m + begin;
+  struct Slot {
+    int token, present;  // the first token, and how many of the eight are there
+  };
+  __device__ __forceinline__ Slot slot_at(int slot) const {
+    const int rank = rank_of(slot);
+    const int begin = (slot - rank * in_.per_cluster) * kSlotRows;
+    const int token = union_.cluster(rank) * in_.m + begin;
     const int in_cluster = in_.m - begin, in_image = in_.tokens - token;
     const int present = in_cluster < in_image ? in_cluster : in_image;
     return {token, present < kSlotRows ? present : kSlotRows};
@@ -436,10 +349,8 @@ class NearClusters {
     }
   }
 
-  // How often each of the warp's tokens lists the clusters of these slots, 4 bits for each.
+  // How often each of the warp's tokens lists the clusters of these slots, 4 bits for each token.
   __device__ __forceinline__ void count_entries(int base, int start, int count) const {
-    const unsigned* bits = at<unsigned>(Layout::kBits);
-    const int* before = at<int>(Layout::kBefore);
     const int low = rank_of(start), high = rank_of(start + count - 1);
 #pragma unroll 1
     for (int i = lane; i <= high - low; i += kWarp) {
@@ -448,9 +359,8 @@ class NearClusters {
     __syncwarp();
 #pragma unroll
     for (int i = 0; i < kEntriesOfLane; ++i) {
-      unsigned c;
-      if (in_window(i, base, &c)) {
-        const int rank = before[c / 32] + __popc(bits[c / 32] & ((1u << (c % 32)) - 1));
+      if (ClusterUnion::in_window(cluster_[i], base)) {
+        const int rank = union_.rank_of(cluster_[i], base);
         if (rank >= low && rank <= high) {
           atomicAdd(counts() + (rank - low), 1u << (4 * g));
         }
@@ -476,7 +386,7 @@ class NearClusters {
 #pragma unroll
         for (int s = 0; s < P::kSlots; ++s) {
           const unsigned word = visit.value[s], listed = word >> (16 + 2 * t);
-          const char* slot = slots_ + (word & 0xffff);
+          const char* slot = slots_ + (word & 0xffff) * 16;
           tile.slot[s] = reinterpret_cast<const T*>(slot);
           const auto row =
               *reinterpret_cast<const Pack<A, 4>*>(slot + Layout::kRows + 4 * g * sizeof(A));
@@ -484,7 +394,7 @@ class NearClusters {
           for (int j = 0; j < 2; ++j) {
             tile.masked[s][j] =
                 listed >> j & 1 ? row.value[2] : -std::numeric_limits<A>::infinity();
-            tile.direction[s][j] = P::direction(row.value[0] - x[j], row.value[1] - y[j]);
+            tile.direction[s][j] = P::direction(row.value[0] - x_[j], row.value[1] - y_[j]);
           }
         }
         body(tile);
@@ -493,9 +403,9 @@ class NearClusters {
     }
   }
 
-  // The slots whose clusters some column lists, and takes one from each of their counts; *again
-  // says whether any is left. An entry has the slot's offset and the columns. Empty ones make up
-  // whole tiles.
+  // Lists the slots whose clusters some column lists, and takes one from each of the counts;
+  // *again says whether any is left. A visit has the slot's offset, in units of 16 bytes, and a
+  // bit for each column. Empty ones make up whole tiles.
   __device__ __forceinline__ int list_slots(int start, int count, bool* again) const {
     const int low = rank_of(start), high = rank_of(start + count - 1);
     int length = 0;
@@ -506,12 +416,10 @@ class NearClusters {
       if (s < count && slot_at(start + s).present > 0) {
         columns = compressed(nonzero(counts()[rank_of(start + s) - low]));
       }
-      const bool wanted = columns != 0;
-      const unsigned all = __ballot_sync(kAllLanes, wanted);
-      if (wanted) {
-        const unsigned offset = s * Layout::kSlot;
+      const unsigned all = __ballot_sync(kAllLanes, columns != 0);
+      if (columns != 0) {
         visits()[length + __popc(all & ((1u << lane) - 1))] =
-            offset | columns << 16;
+            s * (Layout::kSlot / 16) | columns << 16;
       }
       length += __popc(all);
     }
@@ -546,19 +454,9 @@ class NearClusters {
   const Attention<T, A>& in_;
   const Layout layout_;
   char *const memory_, *const own_, *const slots_;
-  int entry_, cluster_[kEntriesOfLane], low_, high_;
-  bool valid_;
+  const ClusterUnion union_;
+  A x_[2], y_[2];  // positions of the columns
+  int cluster_[kEntriesOfLane], low_, high_;
 };
-
-// Blocks for some columns of every image, a warp to eight of them, at all heads.
-inline dim3 attention_grid(int64_t columns, int warps, int64_t heads, int64_t batch) {
-  TORCH_CHECK_VALUE(
-      heads < (1 << 16) && batch < (1 << 16), "too many heads or images for one call: ", heads,
-      " and ", batch);
-  dim3 grid = blocks_for(columns, warps * kSlotRows);
-  grid.y = static_cast<unsigned>(heads);
-  grid.z = static_cast<unsigned>(batch);
-  return grid;
-}
 
 }  // namespace aff_seg

@@ -2,8 +2,8 @@
 // block are fibers that take turns, and a barrier or an exchange within a warp is where they turn.
 // It shows wrong indices, missing barriers where a later turn would overwrite, and wrong sums; it
 // knows nothing of speed, and little of races. AFF_SEG_EMULATED_ORDER changes whose turn is next:
-// 0 for the order of the threads, 1 for the reverse, any other for the seed of a random one; where
-// a barrier is missing, some order shows it.
+// 0 for the order of the threads, 1 for the reverse, any other for the seed of a random one, where
+// warps run ahead: if a barrier is missing, some order shows it.
 
 #pragma once
 
@@ -126,18 +126,24 @@ inline void run_block(Block& b, unsigned order) {
     turns[t] = order == 1 ? count - 1 - t : t;
   }
   std::minstd_rand random(order);
+  // Now and then a warp has many turns before any other, as far as barriers let it.
+  unsigned alone = 0, warp = 0;
   for (bool busy = true; busy;) {
     busy = false;
     if (order > 1) {
       std::shuffle(turns.begin(), turns.end(), random);
+      alone = alone > 0 ? alone - 1 : random() % 48;
+      warp = alone > 0 ? warp : random() % ((count + kWarp - 1) / kWarp);
     }
     for (const unsigned t : turns) {
       b.current = t;
       if (!b.fibers[t].done) {
         busy = true;
-        swapcontext(&b.scheduler, &b.fibers[t].context);
-        if (b.broken) {
-          return;
+        if (alone == 0 || t / kWarp == warp) {
+          swapcontext(&b.scheduler, &b.fibers[t].context);
+          if (b.broken) {
+            return;
+          }
         }
       }
     }
@@ -320,8 +326,8 @@ void launch(void (*kernel)(P...), dim3 grid, dim3 size, size_t shared, A... argu
     for (unsigned y = 0; y < grid.y; ++y) {
       for (unsigned x = 0; x < grid.x; ++x) {
         b.index = dim3(x, y, z);
-        // Not zeros: what is read before it is written shows.
-        b.shared.assign(shared, char(0x7f));
+        // What is read before it is written shows: as a number that is none, or a large one.
+        b.shared.assign(shared, char((x + y + z) % 2 == 0 ? 0xff : 0x7f));
         run_block(b, order ? std::atoi(order) : 0);
         if (b.broken) {
           block() = nullptr;

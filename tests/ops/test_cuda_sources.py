@@ -26,7 +26,7 @@ def reports(tmp_path_factory):
     """What nvcc and ptxas say about each source."""
     folder = tmp_path_factory.mktemp("nvcc")
     includes = [*cpp_extension.include_paths(), sysconfig.get_path("include")]
-    command = [NVCC, "-std=c++17", "-O3", "-Xcompiler=-fPIC", "--expt-relaxed-constexpr"]
+    command = [NVCC, "-std=c++17", "-O3", "-Xcompiler=-fPIC", *cpp_extension.COMMON_NVCC_FLAGS]
     command += ["-Werror=all-warnings", "-Xptxas=-v", "-gencode=arch=compute_90,code=sm_90"]
     command += [f"-isystem={path}" for path in includes]
 

@@ -138,7 +138,7 @@ def _calls(case: Case) -> dict[str, Callable[..., object]]:
         if case.dtype == torch.float32:  # once is enough: it takes half a minute on a CPU
             calls[DISTANCES] = instead.cdist_knn
     if case.operator == "cluster_attention":
-        calls[GATHER] = lambda *args: instead.gathered_attention(*args[:WITHOUT_BLANK])
+        calls[GATHER] = lambda *args, **_: instead.gathered_attention(*args[:WITHOUT_BLANK])
     return calls
 
 
