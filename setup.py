@@ -21,6 +21,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tempfile
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -31,6 +32,8 @@ PROVIDERS = {"cv2": "opencv-python-headless>=4.5", "panopticapi": "panopticapi-l
 # Compiler flags for each value of AFF_SEG_BUILD.
 _SANITIZERS = ["-fsanitize=address,undefined"]
 _FRAMES = ["-O1", "-g", "-fno-omit-frame-pointer", "-D_GLIBCXX_ASSERTIONS"]
+# Of a toolkit, where the library lies that programs are linked to.
+LIBRARY_FOLDERS = ("lib64", "lib", "lib/x64", "lib/x86_64-linux-gnu", "lib/aarch64-linux-gnu")
 ARCHITECTURES = "8.0 8.6 8.9 9.0+PTX"
 # Generations of GPUs before the first of these, whose instructions the kernels use.
 OLD_GENERATIONS = ("Kepler", "Maxwell", "Pascal", "Volta", "Turing")
@@ -49,28 +52,54 @@ def architectures() -> tuple[list[str], list[str]]:
     return [name for name in asked or ARCHITECTURES.split() if name not in old], old
 
 
+def find_toolkit() -> Path | None:
+    """Folder of a CUDA toolkit with its compiler and the library to link to."""
+    named = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
+    nvcc = shutil.which("nvcc")
+    # It may be a link, or a script that calls one elsewhere.
+    own = [Path(os.path.realpath(nvcc)).parent.parent, Path(nvcc).parent.parent] if nvcc else []
+    folders = [Path(named)] if named else [*own, Path("/usr/local/cuda")]
+    for folder in folders:
+        libraries = [folder / place / "libcudart.so" for place in LIBRARY_FOLDERS]
+        if (folder / "bin" / "nvcc").is_file() and any(map(Path.exists, libraries)):
+            return folder
+    return None
+
+
+def fault_of(nvcc: Path, version: str) -> str | None:
+    """Why this compiler does not do beside a torch built for CUDA ``version``."""
+    told = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=False)
+    release = re.search(r"release (\d+)\.", told.stdout)
+    if not release or release[1] != version.split(".")[0]:
+        return f"{nvcc} is not of CUDA {version.split('.')[0]}, which torch is built for"
+    if not architectures()[0]:
+        return "TORCH_CUDA_ARCH_LIST names no compute capability of 8.0 or more"
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder, "probe.cu")
+        source.write_text("#include <vector>\n__global__ void probe() {}\n", encoding="utf-8")
+        command = [nvcc, "-std=c++17", "-c", source, "-o", source.with_suffix(".o")]
+        tried = subprocess.run(command, capture_output=True, text=True, check=False)
+    errors = [line for line in tried.stderr.splitlines() if "error" in line]
+    return f"{nvcc} does not compile ({errors[0] if errors else ''})" if tried.returncode else None
+
+
 def builds_cuda() -> bool:
     """Whether the CUDA kernels can be built; says why not where a toolkit does not fit."""
     force = os.environ.get("FORCE_CUDA")
     if force == "0":
         return False
-    from torch.utils.cpp_extension import CUDA_HOME
+    from torch.utils import cpp_extension
     from torch.version import cuda
 
-    nvcc = Path(CUDA_HOME or "", "bin", "nvcc")
-    fault = ""
+    toolkit = find_toolkit()
     if cuda is None:
         fault = "this torch is built without CUDA"
-    elif not nvcc.is_file():
+    elif toolkit is None:
         fault = f"there is no CUDA toolkit (torch is built for CUDA {cuda})"
     else:
-        told = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=False)
-        release = re.search(r"release (\d+)\.", told.stdout)
-        if not release or release[1] != cuda.split(".")[0]:
-            fault = f"{nvcc} is not of CUDA {cuda.split('.')[0]}, which torch is built for"
-        elif not architectures()[0]:
-            fault = "TORCH_CUDA_ARCH_LIST names no compute capability of 8.0 or more"
-    if not fault:
+        fault = fault_of(toolkit / "bin" / "nvcc", cuda)
+    if fault is None:
+        cpp_extension.CUDA_HOME = str(toolkit)
         return True
     if force == "1":
         sys.exit(f"error: FORCE_CUDA=1, but {fault}.")
@@ -90,6 +119,9 @@ def native_operators() -> dict:
         missing.append("a C++ compiler")
     if not Path(sysconfig.get_path("include"), "Python.h").is_file():
         missing.append("Python's headers")
+    if os.environ.get("FORCE_CUDA") == "1" and (missing or build in ("none", "sanitize")):
+        without = f"without {' and '.join(missing)}" if missing else f"with AFF_SEG_BUILD={build}"
+        sys.exit(f"error: FORCE_CUDA=1, but {without} no CUDA kernels are built.")
     if build == "none":
         return {}
     if missing:

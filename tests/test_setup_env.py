@@ -466,9 +466,13 @@ def test_cuda_kernels_only_where_they_can_be_built(monkeypatch, capfd, tmp_path)
     nvcc.parent.mkdir()
     nvcc.write_text("#!/bin/sh\necho Cuda compilation tools, release 12.4, V12.4.1")
     nvcc.chmod(0o755)
-    monkeypatch.setattr(cpp_extension, "CUDA_HOME", str(tmp_path))
-    for home, fault in ((str(tmp_path), f"{nvcc} is not of CUDA 11"), (None, "there is no CUDA t")):
-        monkeypatch.setattr(cpp_extension, "CUDA_HOME", home)
+    library = tmp_path / "lib64" / "libcudart.so"
+    library.parent.mkdir()
+    library.touch()
+    monkeypatch.setattr(cpp_extension, "CUDA_HOME", None)
+    empty = str(tmp_path / "bin")
+    for home, fault in ((str(tmp_path), f"{nvcc} is not of CUDA 11"), (empty, "there is no CUDA")):
+        monkeypatch.setenv("CUDA_HOME", home)
         monkeypatch.delenv("FORCE_CUDA", raising=False)
         (extension,) = packaging_arguments(monkeypatch, {"torch"})["ext_modules"]
         assert not any(source.endswith(".cu") for source in extension.sources)
@@ -476,7 +480,7 @@ def test_cuda_kernels_only_where_they_can_be_built(monkeypatch, capfd, tmp_path)
         monkeypatch.setenv("FORCE_CUDA", "1")
         with pytest.raises(SystemExit, match="FORCE_CUDA=1, but"):
             packaging_arguments(monkeypatch, {"torch"})
-    monkeypatch.setattr(cpp_extension, "CUDA_HOME", str(tmp_path))
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path))
     monkeypatch.setattr(torch.version, "cuda", "12.1")
     monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "")
     monkeypatch.delenv("TORCH_CUDA_ARCH_LIST")
@@ -486,6 +490,22 @@ def test_cuda_kernels_only_where_they_can_be_built(monkeypatch, capfd, tmp_path)
     monkeypatch.setenv("FORCE_CUDA", "0")
     (extension,) = packaging_arguments(monkeypatch, {"torch"})["ext_modules"]
     assert not any(source.endswith(".cu") for source in extension.sources)
+    monkeypatch.setenv("FORCE_CUDA", "")
+    broken = (
+        "case $* in *--version) echo release 12.4,;; *) echo error: bad host >&2; exit 1;; esac"
+    )
+    nvcc.write_text(f"#!/bin/sh\n{broken}")
+    (extension,) = packaging_arguments(monkeypatch, {"torch"})["ext_modules"]
+    assert not any(source.endswith(".cu") for source in extension.sources)
+    assert f"{nvcc} does not compile (error: bad host), so that" in capfd.readouterr().err
+    nvcc.write_text(told)
+    library.unlink()
+    packaging_arguments(monkeypatch, {"torch"})
+    assert "there is no CUDA toolkit" in capfd.readouterr().err
+    monkeypatch.setenv("FORCE_CUDA", "1")
+    monkeypatch.setenv("AFF_SEG_BUILD", "none")
+    with pytest.raises(SystemExit, match="FORCE_CUDA=1, but with AFF_SEG_BUILD=none no CUDA"):
+        packaging_arguments(monkeypatch, {"torch"})
 
 
 @pytest.mark.parametrize(

@@ -85,7 +85,7 @@ struct DeformableInputs {
 
 // A token as a sample sees it, which lies at (dx, dy) from it.
 template <typename A>
-struct Candidate {
+struct ListedToken {
   A dx, dy, distance;  // squared
 };
 
@@ -126,7 +126,7 @@ struct Sample {
     return pack;
   }
 
-  __device__ __forceinline__ Candidate<A> candidate(int token) const {
+  __device__ __forceinline__ ListedToken<A> candidate(int token) const {
     const auto other = load_pack<2>(pos + 2 * int64_t(token));
     const A dx = x - other.value[0], dy = y - other.value[1];
     return {dx, dy, dx * dx + dy * dy};

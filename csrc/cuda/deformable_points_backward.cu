@@ -180,7 +180,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 4 ? 4 : 3) backward_sam
           for (int n = 0; n < count; ++n) {
             const Note<A> place = own[n];
             if (place.token >= 0) {
-              const Candidate<A> other = sample.candidate(place.token);
+              const ListedToken<A> other = sample.candidate(place.token);
               // 0 at distance 0.
               const A grad_log = place.slope * weight * place.share * (place.along - along);
               of_power += grad_log * log_distance(other.distance);
