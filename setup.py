@@ -136,7 +136,7 @@ def native_operators() -> dict:
     warnings = ["-Wall", "-Wextra", "-Wno-unused-parameter"]
     arguments = {"cxx": [*flags, *warnings]}
     cuda = build != "sanitize" and builds_cuda()
-    sources = {path for path in Path("csrc").rglob("*.cpp") if path.parent.name != "cuda"}
+    sources = [*Path("csrc").rglob("*.cpp")]
     if cuda:
         capable, old = architectures()
         if old:
@@ -146,7 +146,7 @@ def native_operators() -> dict:
                 file=sys.stderr,
             )
         os.environ["TORCH_CUDA_ARCH_LIST"] = " ".join(capable)
-        sources |= {*Path("csrc/cuda").glob("*.c*")}
+        sources |= {*Path("csrc/cuda").glob("*.cu")}
         arguments["cxx"].append("-DAFF_SEG_WITH_CUDA")
         arguments["nvcc"] = ["-O3", "--threads=2"]
     extension = (CUDAExtension if cuda else CppExtension)(

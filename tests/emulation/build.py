@@ -24,7 +24,7 @@ def compiler() -> str | None:
 def build() -> Path:
     """Compile what has changed; return the library, which registers ``aff_seg_emulated``."""
     csrc = ROOT / "csrc"
-    sources = [*csrc.glob("*.cpp"), *csrc.glob("cuda/*.c*")]
+    sources = [*csrc.glob("*.cpp"), *csrc.glob("cuda/*.cu")]
     sources.remove(csrc / "module.cpp")
     headers = b"".join(
         path.read_bytes() for path in sorted([*csrc.rglob("*.h"), *HERE.glob("*.h")])
