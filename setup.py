@@ -146,7 +146,7 @@ def native_operators() -> dict:
                 file=sys.stderr,
             )
         os.environ["TORCH_CUDA_ARCH_LIST"] = " ".join(capable)
-        sources |= {*Path("csrc/cuda").glob("*.cu")}
+        sources += Path("csrc").rglob("*.cu")
         arguments["cxx"].append("-DAFF_SEG_WITH_CUDA")
         arguments["nvcc"] = ["-O3", "--threads=2"]
     extension = (CUDAExtension if cuda else CppExtension)(
