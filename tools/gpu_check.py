@@ -28,6 +28,7 @@ OPERATOR_TESTS = [
     for name in (
         "knn",
         "cluster_attention",
+        "cluster_readers",
         "point_conv",
         "shepard_interpolate",
         "deformable_points",

@@ -12,6 +12,7 @@
 
 #include <ATen/Dispatch.h>
 #include <ATen/ops/aminmax.h>
+#include <ATen/ops/clone.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/stack.h>
 #include <ATen/ops/sum.h>
@@ -96,7 +97,8 @@ cluster_attention_backward_cuda(
   };
   const auto by_query = sums(of_queries), by_key = sums(of_keys);
   const auto part = [&](const at::Tensor& sum, int64_t first, const at::Tensor& like) {
-    return sum.narrow(1, first, like.numel() / heads).to(pos.scalar_type()).reshape(like.sizes());
+    const auto own = sum.narrow(1, first, like.numel() / heads);
+    return own.to(pos.scalar_type()).reshape(like.sizes()).clone(at::MemoryFormat::Contiguous);
   };
   return {
       grad_q,

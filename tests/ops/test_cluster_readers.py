@@ -51,6 +51,7 @@ def test_attention_is_the_same_with_them(dtype):
 
 
 @needs_native
+@pytest.mark.cpu_kernels
 def test_attention_refuses_those_of_other_clusters():
     leaves, given = attention_inputs(torch.float32)
     start, place = ops.cluster_readers(given["clusters"], 7)
@@ -67,6 +68,7 @@ def test_attention_refuses_those_of_other_clusters():
             out.sum().backward()
 
 
+@pytest.mark.cpu_kernels
 @pytest.mark.parametrize("clusters", [torch.tensor([[[5]]]), torch.tensor([[[-1]]])], ids=str)
 def test_clusters_out_of_range_are_refused(clusters):
     with pytest.raises(IndexError, match="clusters must lie in 0 to 4, got"):

@@ -36,6 +36,8 @@ def reports(tmp_path_factory):
             [*command, "-c", str(source), "-o", str(target)], capture_output=True, text=True
         )
 
+    # Other compilers do not know CUDA's language.
+    assert not [*CUDA.glob("*.cpp")]
     sources = sorted(CUDA.glob("*.cu"))
     with ThreadPoolExecutor(2) as pool:
         return {s.name: done for s, done in zip(sources, pool.map(compiled, sources), strict=True)}
