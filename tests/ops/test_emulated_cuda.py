@@ -81,7 +81,7 @@ def test_agrees_with_the_reference(emulated, name, options, dtype):
     for key, value, twice in zip(learned, grads, again, strict=True):
         assert torch.equal(value, twice), f"gradient of {key} does not repeat"
         if key in leaves:
-            assert value.dtype == leaves[key].dtype
+            assert value.dtype == leaves[key].dtype and value.is_contiguous()
             scale = (out.numel() / max(1, leaves[key].numel())) ** 0.5
             assert_near(value, exact[key].grad, f"gradient of {key}", scale)
 
