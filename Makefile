@@ -43,6 +43,7 @@ bench: setup  ## time operators and model, and others beside them (BENCH=--quick
 	@$(VENV_PYTHON) tools/setup_env_bench.py
 	@$(VENV_PYTHON) tools/benchmark.py $(BENCH)
 
+gpu-check: export GPU_CHECK_STARTED := $(shell date +%s)
 gpu-check: setup  ## check that a GPU computes what it should, and time it (at most nine minutes)
 	@$(VENV_PYTHON) tools/gpu_check.py
 

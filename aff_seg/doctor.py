@@ -211,11 +211,12 @@ def check_gpu_operators() -> list[Fault]:
     try:
         ops.knn(*torch.zeros(2, 1, 1, 2, device="cuda").unbind(), 1)[0].cpu()
     except RuntimeError as error:
-        capability = "{}.{}".format(*torch.cuda.get_device_capability())
-        text = (
-            f"the operators do not run on the GPU ({str(error).splitlines()[0]}): build them for "
-            f"it with `TORCH_CUDA_ARCH_LIST={capability} make setup`."
-        )
+        capability = torch.cuda.get_device_capability()
+        own = "{}.{}".format(*capability)
+        remedy = f"build them for it with `TORCH_CUDA_ARCH_LIST={own} make setup`."
+        if capability < (8, 0):
+            remedy = f"they need a compute capability of 8.0, and it has {own}."
+        text = f"the operators do not run on the GPU ({str(error).splitlines()[0]}): {remedy}"
         return [Fault(text, fatal=False)]
     return []
 

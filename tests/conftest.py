@@ -29,6 +29,8 @@ def pytest_configure(config):
     device = config.getoption("--device")
     if device != "cpu":
         config.stash[_REDIRECTED] = redirect(device)
+    # Convolutions, too, in the float32 that their name says.
+    torch.backends.cudnn.allow_tf32 = False
 
 
 def pytest_collection_modifyitems(config, items):

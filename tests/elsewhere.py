@@ -24,7 +24,7 @@ def redirect(device: str) -> torch.library.Library:
         torch.ops.load_library(build())
     for name in OPERATORS:
         kernel = _emulated(name) if device == "emulated" else _moved(name, device)
-        library.impl(name, kernel, "CPU", allow_override=True)
+        library.impl(name, kernel, "CPU")
     return library
 
 
@@ -37,14 +37,14 @@ def _moved(name: str, device: str):
     operator = getattr(torch.ops.aff_seg, name).default
 
     def kernel(*arguments):
-        there = tree_map_only(Tensor, lambda x: _copy(x, device), arguments)
+        there = tree_map_only(Tensor, lambda x: copied(x, device), arguments)
         return tree_map_only(Tensor, lambda x: x.cpu(), operator(*there))
 
     return kernel
 
 
-def _copy(x: Tensor, device: str) -> Tensor:
+def copied(x: Tensor, device: str) -> Tensor:
     """The tensor there, with the strides that it has here."""
-    storage = x.untyped_storage().to(device)
+    storage = x.untyped_storage().to(device=device)
     place = torch.empty(0, dtype=x.dtype, device=device)
     return place.set_(storage, x.storage_offset(), x.size(), x.stride())

@@ -1,12 +1,15 @@
 """`make gpu-check` where there is no GPU, and how it runs its checks."""
 
 import importlib
+import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
+from elsewhere import copied
 
 REPO = Path(__file__).parents[1]
 
@@ -25,7 +28,7 @@ def test_says_that_there_is_no_gpu():
     command = [sys.executable, "tools/gpu_check.py"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0
-    assert done.stdout == "No GPU is visible: nothing was checked.\n"
+    assert re.fullmatch("No GPU is visible to PyTorch .*: nothing was checked.\n", done.stdout)
 
 
 def test_every_command_is_there(gate):
@@ -50,8 +53,26 @@ def test_a_check_passes_or_tells_why_not(gate, tmp_path, code, limit, fault, not
     assert (tmp_path / "one_check.log").exists() == (limit > 0)
 
 
+def test_nothing_is_left_running(gate, tmp_path):
+    """What a check has started ends with it."""
+    code = "import subprocess, time; print(subprocess.Popen(['sleep', '60']).pid, flush=True)"
+    for end in ("", "; time.sleep(60)"):
+        note = gate.run(gate.Check("parent", ("-c", code + end), 60), 3).note
+        time.sleep(0.5)
+        state = Path(f"/proc/{note}/stat")
+        assert not state.exists() or state.read_text().split()[2] == "Z"
+
+
 def test_the_sanitizer_runs_the_same_python(gate, monkeypatch):
     monkeypatch.setattr(gate, "find_sanitizer", lambda: "/somewhere/compute-sanitizer")
     found = {check.name: check for check in gate.checks() if check.program}
     assert set(found) == {"memcheck", "racecheck"}
     assert all(sys.executable in check.command for check in found.values())
+
+
+def test_copies_keep_their_strides():
+    """What `pytest --device cuda` hands to the GPU."""
+    whole = torch.arange(24.0).view(2, 3, 4)
+    for x in (whole, whole[:, 1:, ::2], whole[:1].expand(5, -1, -1), whole.mT, whole[:0]):
+        copy = copied(x, "cpu")
+        assert torch.equal(copy, x) and copy.stride() == x.stride()

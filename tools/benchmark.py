@@ -11,7 +11,6 @@ did. Both are in the table.
 
 import argparse
 import math
-import re
 import sys
 import time
 from contextlib import closing
@@ -21,6 +20,7 @@ from pathlib import Path
 from bench import STARTED, machine, plans, scaling
 from bench.jobs import Helper, Job, Runner, inline, rows_of
 from bench.measure import WayError, best_device
+from bench.names import file_name
 from bench.report import Report
 from bench.rows import OURS
 from bench.targets import gpu_targets, targets
@@ -132,7 +132,7 @@ def _size(text: str) -> tuple[int, int]:
 def _default_output(kind: str, name: str, quick: bool) -> str:
     if kind == "cpu" or quick:
         return "output/benchmark.json"
-    return f"benchmarks/{re.sub('[^a-z0-9]+', '_', name.lower()).strip('_')}.json"
+    return f"benchmarks/{file_name(name)}.json"
 
 
 if __name__ == "__main__":

@@ -18,9 +18,11 @@ GLIBC = ("manylinux_2_28", "manylinux_2_27", "manylinux_2_17", "manylinux2014", 
 
 
 def pins(with_torch: bool) -> list[str]:
-    """Lines of requirements.txt; without those of torch, if so asked."""
-    lines = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
-    pins = [line for line in lines if re.match(r"\w", line)]
+    """What set-up and the benchmark install; without torch, if so asked."""
+    required = (ROOT / "requirements.txt").read_text(encoding="utf-8")
+    # Constraints for torch, then those for the benchmark.
+    _, extra = (ROOT / "constraints.txt").read_text(encoding="utf-8").split("`bench`")
+    pins = [line for line in (required + extra).splitlines() if re.match(r"[\w.-]+==", line)]
     return [pin for pin in pins if with_torch or not pin.startswith("torch")]
 
 

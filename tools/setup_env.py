@@ -103,7 +103,9 @@ class Environment(Commands):
         # How the native operators are built: as asked, else as last time.
         self.build_mark = os.path.join(self.path, "native-build.json")
         last = self.last_build()
-        self.build = {name: os.environ.get(name) or last[name] for name in CHOICES}
+        # A variable that is set, but empty, takes a choice back.
+        asked = {name: os.environ.get(name, last[name]) for name in CHOICES}
+        self.build = {name: asked[name] or default for name, default in CHOICES.items()}
 
     def is_done(self, switch):
         """Whether an earlier run ended well and nothing it rested on has changed since."""
@@ -255,7 +257,12 @@ class Environment(Commands):
         """Whether the Python running this has the torch that the folder of wheels has not."""
         if not self.wheels or glob.glob(os.path.join(self.wheels, "torch-*.whl")):
             return False
-        return self.ask(IMPORT_TORCH, sys.executable) == 1
+        if self.ask(IMPORT_TORCH, sys.executable) != 1:
+            raise SetupError(
+                f"neither {self.wheels} nor {sys.executable} has torch and torchvision: name a "
+                "Python that has, as in PYTHON=python3, or collect them with `--torch`."
+            )
+        return True
 
     def requirements(self):
         """The file of pinned packages, without torch where that of the system is used."""

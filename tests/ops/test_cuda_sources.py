@@ -12,7 +12,7 @@ import torch
 from torch.utils import cpp_extension
 
 CUDA = Path(__file__).parents[2] / "csrc" / "cuda"
-NVCC = shutil.which("nvcc")
+NVCC = shutil.which("nvcc") or shutil.which("nvcc", path="/usr/local/cuda/bin")
 RELEASE = 0
 if NVCC:
     told = subprocess.run([NVCC, "--version"], capture_output=True, text=True, check=True).stdout
