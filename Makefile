@@ -1,6 +1,6 @@
 # `make` lists the targets. PYTHON names the Python to make .venv with; DETECTRON2=source builds
-# Detectron2 from its official source instead of installing the wheel; FAST=1 shortens the demo;
-# BENCH holds options of tools/benchmark.py.
+# Detectron2 from its official source instead of installing the wheel; WHEELS=folder installs from
+# there, without a network; FAST=1 shortens the demo; BENCH holds options of tools/benchmark.py.
 SUITABLE = import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))
 CANDIDATES = .venv/bin/python python3.11 python3.12 python3.10 python3
 PYTHON ?= $(shell for python in $(CANDIDATES); do \
@@ -9,6 +9,10 @@ DETECTRON2 ?= auto
 # Threads that wait do not spin: on a busy machine spinning slows torch down many times over.
 export OMP_WAIT_POLICY ?= PASSIVE
 VENV_PYTHON = .venv/bin/python
+ifdef WHEELS
+export PIP_NO_INDEX = 1
+export PIP_FIND_LINKS = $(abspath $(WHEELS))
+endif
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo lint test test-slow sanitize bench gpu-check clean
@@ -17,7 +21,7 @@ help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 setup:  ## make .venv with everything needed (PYTHON=..., DETECTRON2=source)
-	@$(PYTHON) tools/setup_env.py --detectron2 $(DETECTRON2)
+	@$(PYTHON) tools/setup_env.py --detectron2 $(DETECTRON2) $(if $(WHEELS),--wheels $(WHEELS))
 
 demo: setup  ## train, evaluate and look at a small model on drawn shapes (FAST=1: two minutes)
 	@$(VENV_PYTHON) tools/demo.py $(if $(FAST),--fast)
@@ -39,7 +43,8 @@ bench: setup  ## time operators and model, and others beside them (BENCH=--quick
 	@$(VENV_PYTHON) tools/setup_env_bench.py
 	@$(VENV_PYTHON) tools/benchmark.py $(BENCH)
 
-gpu-check: setup  ## check that a GPU computes what the CPU does
+gpu-check: export GPU_CHECK_STARTED := $(shell date +%s)
+gpu-check: setup  ## check that a GPU computes what it should, and time it (at most nine minutes)
 	@$(VENV_PYTHON) tools/gpu_check.py
 
 clean:  ## remove what was built, trained and drawn; .venv stays

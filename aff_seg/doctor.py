@@ -196,6 +196,31 @@ def check_operators(native: bool) -> list[Fault]:
     return [Fault(f"{slow}, for the native ones are not built: {remedy}.", fatal=False)]
 
 
+def check_gpu_operators() -> list[Fault]:
+    """Faults of the operators on the GPU, tried there. Needs torch, the package and a GPU."""
+    import torch
+
+    from aff_seg import ops
+
+    if "cuda" not in ops.NATIVE_DEVICES:
+        text = (
+            "on the GPU the operators run on their PyTorch references, many times slower: with "
+            f"the CUDA toolkit {torch.version.cuda} (nvcc on the PATH), run `make setup`."
+        )
+        return [Fault(text, fatal=False)]
+    try:
+        ops.knn(*torch.zeros(2, 1, 1, 2, device="cuda").unbind(), 1)[0].cpu()
+    except RuntimeError as error:
+        capability = torch.cuda.get_device_capability()
+        own = "{}.{}".format(*capability)
+        remedy = f"build them for it with `TORCH_CUDA_ARCH_LIST={own} make setup`."
+        if capability < (8, 0):
+            remedy = f"they need a compute capability of 8.0, and it has {own}."
+        text = f"the operators do not run on the GPU ({str(error).splitlines()[0]}): {remedy}"
+        return [Fault(text, fatal=False)]
+    return []
+
+
 def describe_cpu() -> str:
     """Model and usable cores of the processor."""
     cpuinfo = Path("/proc/cpuinfo")
@@ -310,6 +335,8 @@ def main() -> int:
             ops = importlib.import_module("aff_seg.ops")
             _print("Operators", ops.active_paths())
             faults += check_operators(ops.NATIVE)
+            if ops.NATIVE and torch.cuda.is_available():
+                faults += check_gpu_operators()
 
     root = os.getenv("DETECTRON2_DATASETS", "datasets")
     _print(f"Datasets in {root} (DETECTRON2_DATASETS)", describe_datasets(Path(root)))

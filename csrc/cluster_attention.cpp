@@ -1,8 +1,8 @@
 #include "cluster_attention.h"
 
-#include <torch/library.h>
-
 #include "checks.h"
+#include "cluster_readers.h"
+#include "library.h"
 #include "relative.h"
 
 namespace aff_seg {
@@ -10,7 +10,8 @@ namespace aff_seg {
 void check_cluster_attention(
     const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& pos,
     const at::Tensor& clusters, int64_t m, const at::Tensor& pos_weight,
-    const at::Tensor& pos_bias, const at::Tensor& blank_k, const at::Tensor& blank_v) {
+    const at::Tensor& pos_bias, const at::Tensor& blank_k, const at::Tensor& blank_v,
+    const std::optional<at::Tensor>& start, const std::optional<at::Tensor>& place) {
   check_features(q, "q");
   check_like(k, q, "k");
   check_like(v, q, "v");
@@ -33,14 +34,21 @@ void check_cluster_attention(
   TORCH_CHECK_VALUE(m >= 1, "m must be at least 1, got ", m);
   check_count(batch * tokens, "tokens of a batch");
   check_count(tokens * clusters.size(2), "clusters of an image");
+  TORCH_CHECK_VALUE(
+      start.has_value() == place.has_value(), "start and place must come together or not at all");
+  if (start.has_value()) {
+    check_readers(*start, *place, clusters, tokens > 0 ? (tokens - 1) / m + 1 : 0);
+  }
 }
 
 void check_cluster_attention_backward(
     const at::Tensor& grad, const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
     const at::Tensor& pos, const at::Tensor& clusters, int64_t m, const at::Tensor& pos_weight,
     const at::Tensor& pos_bias, const at::Tensor& blank_k, const at::Tensor& blank_v,
-    const at::Tensor& out, const at::Tensor& lse) {
-  check_cluster_attention(q, k, v, pos, clusters, m, pos_weight, pos_bias, blank_k, blank_v);
+    const at::Tensor& out, const at::Tensor& lse, const at::Tensor& start,
+    const at::Tensor& place) {
+  check_cluster_attention(
+      q, k, v, pos, clusters, m, pos_weight, pos_bias, blank_k, blank_v, start, place);
   check_like(grad, q, "grad");
   check_like(out, q, "out");
   check_widened(lse, q, "lse");
@@ -51,13 +59,14 @@ void check_cluster_attention_backward(
 
 }  // namespace aff_seg
 
-TORCH_LIBRARY_FRAGMENT(aff_seg, m) {
+AFF_SEG_LIBRARY(m) {
   m.def(
       "cluster_attention(Tensor q, Tensor k, Tensor v, Tensor pos, Tensor clusters, int m, "
-      "Tensor pos_weight, Tensor pos_bias, Tensor blank_k, Tensor blank_v) -> (Tensor, Tensor)");
+      "Tensor pos_weight, Tensor pos_bias, Tensor blank_k, Tensor blank_v, "
+      "Tensor? start, Tensor? place) -> (Tensor, Tensor)");
   m.def(
       "cluster_attention_backward(Tensor grad, Tensor q, Tensor k, Tensor v, Tensor pos, "
       "Tensor clusters, int m, Tensor pos_weight, Tensor pos_bias, Tensor blank_k, "
-      "Tensor blank_v, Tensor out, Tensor lse) "
+      "Tensor blank_v, Tensor out, Tensor lse, Tensor start, Tensor place) "
       "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
 }

@@ -14,34 +14,40 @@
 //
 // Returns out, (B, N, heads, D) of the dtype of q, and lse, the logarithm of the softmax's
 // denominator, (B, N, heads) of the opmath dtype, from which backward recomputes p. The gradient
-// reaches everything but pos. Nothing of size N x neighbours is stored, but for the
-// inverse of clusters in backward, (B, N, R). Sums are taken in an order
+// reaches everything but pos. Nothing of size N x neighbours is stored. Sums are taken in an order
 // that does not depend on the threads, nor out_i on the other images.
+//
+// start and place are the readers of clusters, see cluster_readers.h. Forward leaves them, if
+// given, to backward alone, for which they are made otherwise.
 
 #pragma once
 
 #include <ATen/core/Tensor.h>
 
+#include <optional>
 #include <tuple>
 
 namespace aff_seg {
 
-// Everything but the range of clusters, here and in the following.
+// Everything but the values of clusters, start and place, here and in the following.
 void check_cluster_attention(
     const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& pos,
     const at::Tensor& clusters, int64_t m, const at::Tensor& pos_weight,
-    const at::Tensor& pos_bias, const at::Tensor& blank_k, const at::Tensor& blank_v);
+    const at::Tensor& pos_bias, const at::Tensor& blank_k, const at::Tensor& blank_v,
+    const std::optional<at::Tensor>& start, const std::optional<at::Tensor>& place);
 
 void check_cluster_attention_backward(
     const at::Tensor& grad, const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
     const at::Tensor& pos, const at::Tensor& clusters, int64_t m, const at::Tensor& pos_weight,
     const at::Tensor& pos_bias, const at::Tensor& blank_k, const at::Tensor& blank_v,
-    const at::Tensor& out, const at::Tensor& lse);
+    const at::Tensor& out, const at::Tensor& lse, const at::Tensor& start,
+    const at::Tensor& place);
 
 std::tuple<at::Tensor, at::Tensor> cluster_attention(
     const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& pos,
     const at::Tensor& clusters, int64_t m, const at::Tensor& pos_weight,
-    const at::Tensor& pos_bias, const at::Tensor& blank_k, const at::Tensor& blank_v);
+    const at::Tensor& pos_bias, const at::Tensor& blank_k, const at::Tensor& blank_v,
+    const std::optional<at::Tensor>& start, const std::optional<at::Tensor>& place);
 
 // Gradients of q, k, v, pos_weight, pos_bias, blank_k and blank_v. A kernel that holds all
 // probabilities of a query at once has no need of out.
@@ -51,6 +57,7 @@ cluster_attention_backward(
     const at::Tensor& grad, const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
     const at::Tensor& pos, const at::Tensor& clusters, int64_t m, const at::Tensor& pos_weight,
     const at::Tensor& pos_bias, const at::Tensor& blank_k, const at::Tensor& blank_v,
-    const at::Tensor& out, const at::Tensor& lse);
+    const at::Tensor& out, const at::Tensor& lse, const at::Tensor& start,
+    const at::Tensor& place);
 
 }  // namespace aff_seg

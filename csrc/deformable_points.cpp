@@ -1,8 +1,7 @@
 #include "deformable_points.h"
 
-#include <torch/library.h>
-
 #include "checks.h"
+#include "library.h"
 
 namespace aff_seg {
 
@@ -43,7 +42,7 @@ void check_deformable_points_backward(
 
 }  // namespace aff_seg
 
-TORCH_LIBRARY_FRAGMENT(aff_seg, m) {
+AFF_SEG_LIBRARY(m) {
   m.def(
       "deformable_points(Tensor value, Tensor pos, Tensor table, Tensor location, "
       "Tensor weight, Tensor power) -> Tensor");

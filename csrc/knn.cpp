@@ -1,8 +1,7 @@
 #include "knn.h"
 
-#include <torch/library.h>
-
 #include "checks.h"
+#include "library.h"
 
 namespace aff_seg {
 
@@ -20,6 +19,6 @@ void check_knn(const at::Tensor& query, const at::Tensor& database, int64_t k) {
 
 }  // namespace aff_seg
 
-TORCH_LIBRARY_FRAGMENT(aff_seg, m) {
+AFF_SEG_LIBRARY(m) {
   m.def("knn(Tensor query, Tensor database, int k) -> (Tensor, Tensor)");
 }

@@ -15,32 +15,38 @@
 #pragma once
 
 #include <ATen/core/Tensor.h>
-#include <c10/util/bit_cast.h>
+#include <c10/macros/Macros.h>
 
 #include <cstdint>
+#include <cstring>
 #include <tuple>
 
 namespace aff_seg {
 
-// The square, rounded: it is out of the compiler's sight, which would otherwise merge it with the
+#if defined(__CUDA_ARCH__)
+__device__ inline float rounded_product(float x, float y) { return __fmul_rn(x, y); }
+__device__ inline double rounded_product(double x, double y) { return __dmul_rn(x, y); }
+#else
+// The product, rounded: it is out of the compiler's sight, which would otherwise merge it with the
 // sum that follows into one instruction with one rounding.
 template <typename T>
-inline T rounded_square(T x) {
+inline T rounded_product(T x, T y) {
 #if defined(__x86_64__)
-  T square = x * x;
-  asm("" : "+x"(square));
+  T product = x * y;
+  asm("" : "+x"(product));
 #elif defined(__aarch64__)
-  T square = x * x;
-  asm("" : "+w"(square));
+  T product = x * y;
+  asm("" : "+w"(product));
 #else
-  volatile T square = x * x;
+  volatile T product = x * y;
 #endif
-  return square;
+  return product;
 }
+#endif
 
 template <typename T>
-inline T squared_distance(T dx, T dy) {
-  return rounded_square(dx) + rounded_square(dy);
+C10_HOST_DEVICE inline T squared_distance(T dx, T dy) {
+  return rounded_product(dx, dx) + rounded_product(dy, dy);
 }
 
 // A candidate as one integer: the bits of its distance, which order as non-negative floats do,
@@ -65,22 +71,41 @@ struct Candidate<double> {
 template <typename T>
 using CandidateKey = typename Candidate<T>::Key;
 
-template <typename T>
-inline CandidateKey<T> candidate_key(T distance, int32_t index) {
-  using C = Candidate<T>;
-  const auto bits = c10::bit_cast<typename C::Bits>(distance);
-  return static_cast<CandidateKey<T>>(bits) << C::kShift | static_cast<uint32_t>(index);
+// Another type's value of the same bits.
+template <typename To, typename From>
+C10_HOST_DEVICE inline To same_bits(From from) {
+  static_assert(sizeof(To) == sizeof(From));
+  To to;
+  memcpy(&to, &from, sizeof(To));
+  return to;
 }
 
 template <typename T>
-inline int32_t candidate_index(CandidateKey<T> key) {
+C10_HOST_DEVICE inline CandidateKey<T> candidate_key(T distance, int32_t index) {
+  using C = Candidate<T>;
+  const auto bits = same_bits<typename C::Bits>(distance);
+  return static_cast<CandidateKey<T>>(bits) << C::kShift | static_cast<uint32_t>(index);
+}
+
+// Of a point at this offset.
+template <typename T>
+C10_HOST_DEVICE inline CandidateKey<T> candidate_at(T dx, T dy, int32_t index) {
+  return candidate_key(squared_distance(dx, dy), index);
+}
+
+// No candidate: more than any key.
+template <typename T>
+constexpr CandidateKey<T> kNoCandidate = ~CandidateKey<T>(0);
+
+template <typename T>
+C10_HOST_DEVICE inline int32_t candidate_index(CandidateKey<T> key) {
   return static_cast<int32_t>(static_cast<uint32_t>(key));
 }
 
 template <typename T>
-inline T candidate_distance(CandidateKey<T> key) {
+C10_HOST_DEVICE inline T candidate_distance(CandidateKey<T> key) {
   using C = Candidate<T>;
-  return c10::bit_cast<T>(static_cast<typename C::Bits>(key >> C::kShift));
+  return same_bits<T>(static_cast<typename C::Bits>(key >> C::kShift));
 }
 
 // Everything but that positions are finite.

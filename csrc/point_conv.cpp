@@ -1,8 +1,7 @@
 #include "point_conv.h"
 
-#include <torch/library.h>
-
 #include "checks.h"
+#include "library.h"
 #include "relative.h"
 
 namespace aff_seg {
@@ -40,6 +39,8 @@ void check_point_conv(
   TORCH_CHECK_VALUE(m >= 1, "m must be at least 1, got ", m);
   TORCH_CHECK_VALUE(norm_eps >= 0, "norm_eps must be at least 0, got ", norm_eps);
   TORCH_CHECK_VALUE(sign == 1 || sign == -1, "sign must be 1 or -1, got ", sign);
+  TORCH_CHECK_VALUE(
+      centre.numel() == 0 || feat.size(1) > 0, "feat must have tokens, got ", feat.sizes());
   check_count(queries * clusters.size(2), "clusters of an image");
 }
 
@@ -58,7 +59,7 @@ void check_point_conv_backward(
 
 }  // namespace aff_seg
 
-TORCH_LIBRARY_FRAGMENT(aff_seg, m) {
+AFF_SEG_LIBRARY(m) {
   m.def(
       "point_conv(Tensor feat, Tensor? score, Tensor pos, Tensor centre, Tensor clusters, int m, "
       "Tensor weight, Tensor bias, Tensor norm_weight, Tensor norm_bias, float norm_eps, "

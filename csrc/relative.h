@@ -19,8 +19,15 @@ struct Relative {
 // all zeros where r = 0. No branch, so that loops over it vectorise (with -fno-math-errno).
 template <typename A>
 C10_HOST_DEVICE inline Relative<A> relative_features(A dx, A dy) {
+#if defined(__CUDA_ARCH__)
+  // An inverse root is one instruction, a root or a quotient many.
+  const A square = dx * dx + dy * dy;
+  const A inverse = square > 0 ? rsqrt(square) : A(0);
+  const A r = square * inverse;
+#else
   const A r = std::sqrt(dx * dx + dy * dy);
   const A inverse = r > 0 ? 1 / r : A(0);
+#endif
   return {dx, dy, r, dy * inverse, dx * inverse};
 }
 

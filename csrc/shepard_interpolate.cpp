@@ -1,8 +1,7 @@
 #include "shepard_interpolate.h"
 
-#include <torch/library.h>
-
 #include "checks.h"
+#include "library.h"
 
 namespace aff_seg {
 
@@ -32,7 +31,7 @@ void check_shepard_interpolate_backward(
 
 }  // namespace aff_seg
 
-TORCH_LIBRARY_FRAGMENT(aff_seg, m) {
+AFF_SEG_LIBRARY(m) {
   m.def(
       "shepard_interpolate(Tensor feat, Tensor pos, Tensor query, Tensor index, Tensor power) "
       "-> Tensor");

@@ -16,6 +16,8 @@
 #include <ATen/core/Tensor.h>
 #include <c10/macros/Macros.h>
 
+#include <cmath>
+#include <limits>
 #include <tuple>
 
 namespace aff_seg {
@@ -35,6 +37,27 @@ void check_shepard_interpolate(
 void check_shepard_interpolate_backward(
     const at::Tensor& grad, const at::Tensor& feat, const at::Tensor& pos,
     const at::Tensor& query, const at::Tensor& index, const at::Tensor& power);
+
+// A squared distance raised to the power, held at the largest finite number; 0 stays 0 whatever
+// the exponent, and nan stays nan.
+template <typename T>
+C10_HOST_DEVICE inline T raised(T distance, T power) {
+  if (!(distance > 0)) {
+    return distance;
+  }
+  const T result = power == 2   ? distance * distance
+                   : power == 3 ? distance * distance * distance
+                                : std::pow(distance, power);
+  const T largest = std::numeric_limits<T>::max();
+  return result > largest ? largest : result;
+}
+
+// The logarithm of a squared distance, held likewise; 0 for 0 and nan.
+template <typename T>
+C10_HOST_DEVICE inline T log_distance(T distance) {
+  const T largest = std::numeric_limits<T>::max();
+  return distance > 0 ? std::log(distance > largest ? largest : distance) : T(0);
+}
 
 at::Tensor shepard_interpolate(
     const at::Tensor& feat, const at::Tensor& pos, const at::Tensor& query,

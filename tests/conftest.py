@@ -6,10 +6,44 @@ from pathlib import Path
 import pytest
 import torch
 from detectron2.config import CfgNode, get_cfg
+from elsewhere import redirect
+from emulation.build import build, compiler
 
 import aff_seg
 
+_REDIRECTED = pytest.StashKey[torch.library.Library]()
+
 REPO = Path(__file__).parents[1]
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--device",
+        choices=["cpu", "cuda", "emulated"],
+        default="cpu",
+        help="where operators and golden cases run; emulated: CUDA kernels compiled for a CPU",
+    )
+
+
+def pytest_configure(config):
+    device = config.getoption("--device")
+    if device != "cpu":
+        config.stash[_REDIRECTED] = redirect(device)
+    # Convolutions, too, in the float32 that their name says.
+    torch.backends.cudnn.allow_tf32 = False
+
+
+def pytest_collection_modifyitems(config, items):
+    if config.getoption("--device") != "cpu":
+        here = [item for item in items if item.get_closest_marker("cpu_kernels")]
+        config.hook.pytest_deselected(items=here)
+        items[:] = [item for item in items if item not in here]
+
+
+@pytest.fixture(scope="session")
+def device(request) -> torch.device:
+    """Where models of golden cases run."""
+    return torch.device("cuda" if request.config.getoption("--device") == "cuda" else "cpu")
 
 
 @pytest.fixture(autouse=True)
@@ -44,3 +78,12 @@ def tiny_opts() -> list:
         *("MODEL.MASK_FORMER.DIM_FEEDFORWARD", 64, "MODEL.MASK_FORMER.NUM_OBJECT_QUERIES", 12),
         *("MODEL.MASK_FORMER.TRAIN_NUM_POINTS", 256),
     ]
+
+
+@pytest.fixture(scope="session")
+def emulated():
+    """The operators of ``torch.ops`` that run the CUDA kernels on a CPU."""
+    if compiler() is None:
+        pytest.skip("there is no C++ compiler")
+    torch.ops.load_library(build())
+    return torch.ops.aff_seg_emulated

@@ -65,7 +65,7 @@ def assert_gradients(module: torch.nn.Module, case: Case) -> None:
     grads = {name: p.grad for name, p in module.named_parameters()}
     assert norms
     for name, norm in norms.items():
-        grad = grads[name].flatten()
+        grad = grads[name].flatten().cpu()
         bound = 2e-3 * norm + 1e-5 * largest
         want = torch.from_numpy(case[f"grad:{name}"].astype(np.float32)).flatten()
         assert abs(grad.norm().item() - norm) <= bound, name

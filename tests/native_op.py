@@ -100,9 +100,16 @@ def assert_vanishing(name: str, leaves: dict[str, Tensor], given: dict) -> None:
 
 
 def raw_arguments(name: str, values: dict) -> list:
-    """Arguments of ``torch.ops.aff_seg.<name>``, in the order of its schema."""
+    """Arguments of ``torch.ops.aff_seg.<name>``, in the order of its schema.
+
+    Readers are made where they are missing.
+    """
     schema = getattr(torch.ops.aff_seg, name).default._schema
-    return [values[argument.name] for argument in schema.arguments]
+    if name == "cluster_attention_backward" and "start" not in values:
+        clusters, m = values["clusters"], values["m"]
+        start, place = ops.cluster_readers(clusters, -(-clusters.shape[1] // m))
+        values = {**values, "start": start, "place": place}
+    return [values.get(argument.name) for argument in schema.arguments]
 
 
 def assert_same_with_any_threads(run: Callable[[], tuple[Tensor, ...]]) -> None:

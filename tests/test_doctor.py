@@ -7,8 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
-from aff_seg import doctor
+from aff_seg import doctor, ops
 
 ROOT = Path(doctor.__file__).resolve().parent.parent
 GOOD = {
@@ -131,3 +132,15 @@ def test_a_folder_of_that_name_is_no_package(tmp_path, monkeypatch):
     assert importlib.util.find_spec("some_clone") is not None
     monkeypatch.setattr(doctor, "MODULES", ("some_clone",))
     assert doctor.find_versions()["some_clone"] is None
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+@pytest.mark.parametrize(
+    ("devices", "remedy"),
+    [(("cpu",), "with the CUDA toolkit"), (("cpu", "cuda"), "TORCH_CUDA_ARCH_LIST=9.0 make setup")],
+)
+def test_operators_that_do_not_run_on_the_gpu(monkeypatch, devices, remedy):
+    monkeypatch.setattr(ops, "NATIVE_DEVICES", devices)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    (fault,) = doctor.check_gpu_operators()
+    assert remedy in fault.text and not fault.fatal

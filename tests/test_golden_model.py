@@ -22,16 +22,17 @@ CONFIGS = {
 }
 
 
-def _model(name: str) -> torch.nn.Module:
+def _model(name: str, device: torch.device) -> torch.nn.Module:
     cfg = get_cfg()
     aff_seg.add_aff_config(cfg)
     cfg.merge_from_file(f"configs/{CONFIGS[name]}.yaml")
-    cfg.MODEL.DEVICE = "cpu"
+    cfg.MODEL.DEVICE = device.type
     cfg.MODEL.AFF.DROP_PATH_RATE = 0.0
     return build_model(cfg)
 
 
 def _check_semantic(case: Case, prefix: str, sem_seg: torch.Tensor) -> None:
+    sem_seg = sem_seg.cpu()
     assert np.array_equal(sem_seg.argmax(0).numpy(), case[f"{prefix}sem_seg_argmax"])
     norm = sem_seg.flatten(1).norm(dim=1).numpy()
     np.testing.assert_allclose(norm, case[f"{prefix}sem_seg_norm"], rtol=1e-4)
@@ -39,14 +40,14 @@ def _check_semantic(case: Case, prefix: str, sem_seg: torch.Tensor) -> None:
 
 def _check_panoptic(case: Case, prefix: str, panoptic) -> None:
     segment_map, segments = panoptic
-    assert np.array_equal(segment_map.numpy(), case[f"{prefix}panoptic"])
+    assert np.array_equal(segment_map.cpu().numpy(), case[f"{prefix}panoptic"])
     assert segments == json.loads(str(case[f"{prefix}segments"]))
 
 
 @pytest.mark.parametrize("name", [n for n in CONFIGS if n.startswith("model_")])
-def test_model(name):
+def test_model(name, device):
     case = Case(name)
-    model = _model(name).eval()
+    model = _model(name, device).eval()
     fill_weights(model)
     batch = []
     for i, shape in enumerate(case.info["inputs"]):
@@ -57,8 +58,8 @@ def test_model(name):
         outputs = model.sem_seg_head(model.backbone(model.preprocess(batch).tensor))
         results = model(batch)
     want = torch.from_numpy(case["pred_logits"])
-    torch.testing.assert_close(outputs["pred_logits"], want, rtol=1e-4, atol=1e-4)
-    masks = outputs["pred_masks"]
+    torch.testing.assert_close(outputs["pred_logits"].cpu(), want, rtol=1e-4, atol=1e-4)
+    masks = outputs["pred_masks"].cpu()
     want = torch.from_numpy(case["pred_masks"])
     torch.testing.assert_close(masks[:, ::10], want, rtol=1e-3, atol=1e-3)
     norm = masks.flatten(2).norm(dim=2).numpy()
@@ -70,35 +71,40 @@ def test_model(name):
             _check_panoptic(case, f"{i}:", result["panoptic_seg"])
 
 
-def test_head_gradients():
+def test_head_gradients(device):
     name = "head_train_cityscapes_panoptic_mini"
     case = Case(name)
-    model = _model(name).train()
+    model = _model(name, device).train()
     fill_weights(model)
-    outputs = model.sem_seg_head(model.backbone(noise(case.info["input"], case.info["seed"])))
     seed = case.info["seed"]
-    loss = (outputs["pred_logits"] * noise(outputs["pred_logits"].shape, seed + 1)).sum()
-    loss = loss + (outputs["pred_masks"] * noise(outputs["pred_masks"].shape, seed + 2)).sum()
+    outputs = model.sem_seg_head(model.backbone(noise(case.info["input"], seed).to(device)))
+    loss = 0.0
+    for place, output in enumerate(("pred_logits", "pred_masks"), 1):
+        weight = noise(outputs[output].shape, seed + place).to(device)
+        loss = loss + (outputs[output] * weight).sum()
     loss.backward()
     assert abs(loss.item() - float(case["loss"])) <= 1e-3 * abs(float(case["loss"]))
     assert_gradients(model, case)
 
 
-def test_loss():
+def test_loss(device):
     name = "loss_cityscapes_panoptic"
     case = Case(name)
     info = case.info
-    criterion = _model(name).criterion
+    criterion = _model(name, device).criterion
     height, width = info["size"]
-    classes = noise((1, info["queries"], info["classes"] + 1), info["seed"])
-    masks = 3 * noise((1, info["queries"], height // 4, width // 4), info["seed"] + 1)
+    queries = (1, info["queries"])
+    outputs = {
+        "pred_logits": noise((*queries, info["classes"] + 1), info["seed"]).to(device),
+        "pred_masks": 3 * noise((*queries, height // 4, width // 4), info["seed"] + 1).to(device),
+    }
     wanted = np.unpackbits(case["masks"], axis=-1)[..., :width]
     target = {
-        "labels": torch.from_numpy(case["labels"]),
-        "masks": torch.from_numpy(wanted.astype(np.float32)),
+        "labels": torch.from_numpy(case["labels"]).to(device),
+        "masks": torch.from_numpy(wanted.astype(np.float32)).to(device),
     }
     torch.manual_seed(0)
-    runs = [criterion({"pred_logits": classes, "pred_masks": masks}, [target]) for _ in range(32)]
+    runs = [criterion(outputs, [target]) for _ in range(32)]
     for loss in ("loss_ce", "loss_mask", "loss_dice"):
         mean = torch.stack([run[loss] for run in runs]).mean().item()
         want = float(case[f"{loss}:mean"])
@@ -125,14 +131,14 @@ def _inference_logits(info) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 @pytest.mark.parametrize("name", [n for n in CONFIGS if n.startswith("inference_")])
-def test_inference(name):
+def test_inference(name, device):
     case = Case(name)
-    model = _model(name)
-    logits, masks = _inference_logits(case.info)
+    model = _model(name, device)
+    logits, masks = (x.to(device) for x in _inference_logits(case.info))
     if "sem_seg_argmax" in case.arrays:
         _check_semantic(case, "", model.semantic_inference(logits, masks))
         _check_panoptic(case, "", model.panoptic_inference(logits, masks))
-    instances = model.instance_inference(logits, masks)
+    instances = model.instance_inference(logits, masks).to("cpu")
     order = instances.scores.argsort(descending=True, stable=True)
     np.testing.assert_allclose(instances.scores[order].numpy(), case["scores"], rtol=1e-4)
     assert np.array_equal(instances.pred_classes[order].numpy(), case["classes"])

@@ -5,6 +5,7 @@ import csv
 import fcntl
 import importlib
 import json
+import os
 import runpy
 import shutil
 import subprocess
@@ -14,7 +15,9 @@ from pathlib import Path
 
 import pytest
 import setuptools
+import torch
 from packaging.requirements import Requirement
+from torch.utils import cpp_extension
 
 ROOT = Path(__file__).resolve().parent.parent
 TOOLS = ROOT / "tools"
@@ -205,9 +208,12 @@ def test_native_operators_are_built_as_last_time(recorded, setup_env, checkout, 
     environment.make("auto")
     assert not stale.exists()
     monkeypatch.delenv("AFF_SEG_BUILD")
-    assert setup_env.Environment(str(checkout)).build == "portable"
+    assert setup_env.Environment(str(checkout)).build["AFF_SEG_BUILD"] == "portable"
     assert setup_env.Environment(str(checkout)).is_done("auto")
     monkeypatch.setenv("AFF_SEG_BUILD", "native")
+    assert not setup_env.Environment(str(checkout)).is_done("auto")
+    monkeypatch.delenv("AFF_SEG_BUILD")
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "8.6")
     assert not setup_env.Environment(str(checkout)).is_done("auto")
 
 
@@ -216,7 +222,7 @@ def test_an_unknown_build_is_refused_and_not_remembered(setup_env, checks, check
     with pytest.raises(checks.SetupError, match="one of native, portable, none, got 'fast'"):
         setup_env.Environment(str(checkout)).make("auto")
     monkeypatch.delenv("AFF_SEG_BUILD")
-    assert setup_env.Environment(str(checkout)).build == "native"
+    assert setup_env.Environment(str(checkout)).build["AFF_SEG_BUILD"] == "native"
 
 
 class Recorder:
@@ -278,6 +284,22 @@ def test_an_interrupted_run_leaves_no_stamp(recorded):
     with pytest.raises(RuntimeError):
         environment.make("auto")
     assert not environment.is_done("auto")
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_without_a_network_a_torch_at_hand_stays(recorded, monkeypatch, tmp_path, shared):
+    environment, recorder = recorded({"file": None, "owner": None})
+    environment.wheels = str(tmp_path)
+    monkeypatch.setattr(environment, "is_shared", lambda: shared)
+    environment.make("auto")
+    (used,) = (c.split("-r ")[1] for c in recorder.commands if "-r " in c)
+    pins = Path(environment.root, used).read_text()
+    assert "numpy==" in pins and ("torch==" in pins) is not shared
+
+
+def test_a_folder_without_wheels_is_refused(setup_env, tmp_path, capsys):
+    assert setup_env.main(["--wheels", str(tmp_path)]) == 1
+    assert f"there are no wheels in {tmp_path}: make them" in capsys.readouterr().err
 
 
 def test_an_existing_detectron2_stays_with_its_torch(recorded):
@@ -436,6 +458,69 @@ def test_native_operators_are_built_as_asked(monkeypatch):
     monkeypatch.setenv("AFF_SEG_BUILD", "fast")
     with pytest.raises(SystemExit, match="AFF_SEG_BUILD must be one of native"):
         packaging_arguments(monkeypatch, {"torch"})
+
+
+def test_cuda_kernels_only_where_they_can_be_built(monkeypatch, capfd, tmp_path):
+    monkeypatch.setattr(torch.version, "cuda", "11.8")
+    nvcc = tmp_path / "bin" / "nvcc"
+    nvcc.parent.mkdir()
+    nvcc.write_text("#!/bin/sh\necho Cuda compilation tools, release 12.4, V12.4.1")
+    nvcc.chmod(0o755)
+    library = tmp_path / "lib64" / "libcudart.so"
+    library.parent.mkdir()
+    library.touch()
+    monkeypatch.setattr(cpp_extension, "CUDA_HOME", None)
+    empty = str(tmp_path / "bin")
+    for home, fault in ((str(tmp_path), f"{nvcc} is not of CUDA 11"), (empty, "there is no CUDA")):
+        monkeypatch.setenv("CUDA_HOME", home)
+        monkeypatch.delenv("FORCE_CUDA", raising=False)
+        (extension,) = packaging_arguments(monkeypatch, {"torch"})["ext_modules"]
+        assert not any(source.endswith(".cu") for source in extension.sources)
+        assert fault in capfd.readouterr().err
+        monkeypatch.setenv("FORCE_CUDA", "1")
+        with pytest.raises(SystemExit, match="FORCE_CUDA=1, but"):
+            packaging_arguments(monkeypatch, {"torch"})
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path))
+    monkeypatch.setattr(torch.version, "cuda", "12.1")
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "")
+    monkeypatch.delenv("TORCH_CUDA_ARCH_LIST")
+    (extension,) = packaging_arguments(monkeypatch, {"torch"})["ext_modules"]
+    assert any(source.endswith("knn.cu") for source in extension.sources)
+    assert os.environ["TORCH_CUDA_ARCH_LIST"] == "8.0 8.6 8.9 9.0+PTX"
+    monkeypatch.setenv("FORCE_CUDA", "0")
+    (extension,) = packaging_arguments(monkeypatch, {"torch"})["ext_modules"]
+    assert not any(source.endswith(".cu") for source in extension.sources)
+    monkeypatch.setenv("FORCE_CUDA", "")
+    told = "#!/bin/sh\necho release 12.4,"
+    nvcc.write_text(f"{told}\ntest $1 = --version || {{ echo error: bad host >&2; exit 1; }}")
+    (extension,) = packaging_arguments(monkeypatch, {"torch"})["ext_modules"]
+    assert not any(source.endswith(".cu") for source in extension.sources)
+    assert f"{nvcc} does not compile (error: bad host), so that" in capfd.readouterr().err
+    nvcc.write_text(told)
+    library.unlink()
+    packaging_arguments(monkeypatch, {"torch"})
+    assert "there is no CUDA toolkit" in capfd.readouterr().err
+    monkeypatch.setenv("FORCE_CUDA", "1")
+    monkeypatch.setenv("AFF_SEG_BUILD", "none")
+    with pytest.raises(SystemExit, match="FORCE_CUDA=1, but with AFF_SEG_BUILD=none no CUDA"):
+        packaging_arguments(monkeypatch, {"torch"})
+
+
+@pytest.mark.parametrize(
+    ("asked", "kept", "old"),
+    [
+        ("", ["8.0", "8.6", "8.9", "9.0+PTX"], []),
+        ("7.5;8.0 9.0a+PTX", ["8.0", "9.0a+PTX"], ["7.5"]),
+        ("6.1+PTX Turing", [], ["6.1+PTX", "Turing"]),
+        ("Ampere 12.0 native", ["Ampere", "12.0", "native"], []),
+        ("Volta+Tegra;10.0", ["10.0"], ["Volta+Tegra"]),
+    ],
+)
+def test_old_gpus_are_left_out(monkeypatch, asked, kept, old):
+    monkeypatch.setattr(setuptools, "setup", lambda **_: None)
+    monkeypatch.setenv("AFF_SEG_BUILD", "none")
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", asked)
+    assert runpy.run_path(str(ROOT / "setup.py"))["architectures"]() == (kept, old)
 
 
 def test_pins_satisfy_setup_py(monkeypatch):

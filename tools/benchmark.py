@@ -1,77 +1,106 @@
 """Times of the operators and of the model, against others and the machine: `make bench`.
 
-Prints a table, writes the same as JSON and draws time against tokens. Every figure is a median of
-runs on random images with random weights, batch 1, float32, the ways of doing a thing taking
+Prints a table, writes the same as text and as JSON after every row, and draws time against tokens.
+On a GPU where there is one, in float32 and bfloat16, else on the CPU in float32. Every figure is a
+median of runs on random images with random weights, batch 1, the ways of doing a thing taking
 turns. Figures of one run compare; those of different runs on a busy machine do not.
+
+The exit status is 1 if something of ours failed, and 0 even if something that it is compared with
+did. Both are in the table.
 """
 
 import argparse
-import json
+import math
 import sys
 import time
-from dataclasses import asdict
+from contextlib import closing
+from functools import partial
 from pathlib import Path
 
-from bench import machine, scaling
-from bench.measure import best_device
-from bench.models import SURE_QUERIES
-from bench.operators import operator_rows
-from bench.parts import comparison_rows, part_rows
-from bench.rows import Row, table, text
-from bench.targets import target_table, targets
+from bench import STARTED, machine, plans, scaling
+from bench.jobs import Helper, Job, Runner, inline, rows_of
+from bench.measure import WayError, best_device
+from bench.names import file_name
+from bench.report import Report
+from bench.rows import OURS
+from bench.targets import gpu_targets, targets
+
+from aff_seg import ops
 
 KNOWN_VARIANTS = ("mini", "tiny", "small", "base")
-VARIANTS = ("mini", "tiny")
+VARIANTS = {"cpu": ("mini", "tiny"), "cuda": ("mini", "tiny", "small")}
 SIZES = ((512, 512), (1024, 2048))
+RUNS = {"cpu": 5, "cuda": 15}
+# Side of a product and bytes of a copy that show what the machine can do.
+LIMITS = {"cpu": (4096, 1 << 28), "cuda": (8192, 1 << 30)}
 # What --quick does instead, for tests.
 QUICK_VARIANTS, QUICK_SIZES = ("mini",), ((128, 128),)
 QUICK_SCALING = ((64, 64), (128, 128))
-LEGEND = f"""\
-peak MB: above what the process, with the model loaded, held before the call, inputs not counted.
-Operators: arguments of a run of AFF-Tiny. Parts: of one run of the whole model, which gives
-semantic, panoptic and instance results; against transformers, panoptic results alone. In every
-model {SURE_QUERIES} queries are made sure of a class, or there would be nothing to post-process."""
+QUICK_LIMITS = (512, 1 << 24)
 
 
 def main() -> None:
     args = _arguments()
-    started = time.perf_counter()
-    device = best_device()
-    report = machine.facts(device)
-    runs, side, copied = (1, 512, 1 << 24) if args.quick else (5, 4096, 1 << 28)
-    limits = machine.limits(device, side, copied, runs)
-    print(_head(report, limits), flush=True)
+    kind = best_device().type
+    on_gpu = kind == "cuda"
+    if on_gpu and "cuda" not in ops.NATIVE_DEVICES:
+        print("The operators are not built for the GPU: ours is the reference.", file=sys.stderr)
+    with closing(Helper()) as helper:
+        _run(args, kind, helper if on_gpu else inline)
 
-    rows: list[Row] = []
-    for size in args.sizes:
-        _say(f"operators, {text(size)}", started)
-        rows += operator_rows(size, runs, limits, with_flex=not args.quick)
-    for variant in args.variants:
-        _say(f"parts of AFF-{variant}", started)
-        rows += part_rows(variant, args.sizes, runs)
-    for size in args.sizes:
-        _say(f"whole model against transformers, {text(size)}", started)
-        rows += comparison_rows(size, runs)
-    _say("time against tokens", started)
-    curve = scaling.scaling_rows(QUICK_SCALING if args.quick else scaling.SIZES, runs)
-    rows += curve
 
-    output = Path(args.output)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    title = f"{report['device']}, {report['processor']}, {report['threads']} threads"
-    exponent = scaling.plot(curve, title, output.with_suffix(".png"))
+def _run(args: argparse.Namespace, kind: str, run: Runner) -> None:
+    """Measure everything and report it; see above for the exit status."""
+    runs = 1 if args.quick else RUNS[kind]
+    side, copied = QUICK_LIMITS if args.quick else LIMITS[kind]
+    survey = {"side": side, "copied": copied, "runs": runs}
+    try:
+        ((head, limits),) = run(Job(machine.survey, "", "", arguments=survey), math.inf)
+    except WayError as error:
+        sys.exit(f"What the machine can do cannot be measured: {error}.")
+    extent = plans.Extent(
+        variants=args.variants or (QUICK_VARIANTS if args.quick else VARIANTS[kind]),
+        sizes=args.sizes or (QUICK_SIZES if args.quick else SIZES),
+        scaling_sizes=QUICK_SCALING if args.quick else scaling.SIZES,
+        runs=runs,
+        with_flex=not args.quick,
+        limits=limits,
+    )
+    output = Path(args.output or _default_output(kind, head["device"], args.quick))
+    on_gpu = kind == "cuda"
+    judge = partial(gpu_targets, limits) if on_gpu else targets
+    report = Report(head, limits, judge, output)
+    print(report.beginning, flush=True)
+    report.write()
+
+    def say(what: str) -> None:
+        print(f"[{time.perf_counter() - STARTED:4.0f} s] {what}", file=sys.stderr, flush=True)
+
+    jobs = plans.on_gpu(extent) if on_gpu else plans.on_cpu(extent)
+    for row in rows_of(jobs, run, STARTED + args.seconds, say):
+        report.add(row)
+    drawn = _draw(report, head, args.quick)
+    report.write()
+    failed = [row for row in report.rows if row.failed]
+    print(f"\n{report.results}")
+    print(
+        f"{time.perf_counter() - STARTED:.0f} s; {len(failed)} of {len(report.rows)} rows failed; "
+        f"written to {', '.join(map(str, (output, output.with_suffix('.txt'), *drawn)))}."
+    )
+    sys.exit(any(row.way.startswith(OURS) for row in failed))
+
+
+def _draw(report: Report, head: dict, quick: bool) -> list[Path]:
+    """Plot time against tokens, if measured; return the file."""
+    curve = [row for row in report.rows if row.section == scaling.SECTION and row.seconds]
+    if len(curve) < 2:
+        return []
+    drawn = report.output.with_suffix(".png")
+    title = f"{head['device']}, {head['processor']}, {head['threads']} threads"
+    exponent = scaling.plot(curve, title, drawn)
     curve[-1].note = f"time ~ tokens^{exponent:.2f}"
-    reached = targets(rows, None if args.quick else exponent)
-    report |= {
-        "seconds": time.perf_counter() - started,
-        "limits": limits,
-        "exponent": exponent,
-        "rows": [asdict(row) for row in rows],
-        "targets": [{**asdict(target), "verdict": target.verdict} for target in reached],
-    }
-    output.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    print(f"\n{table(rows)}\n\n{LEGEND}\n\n{target_table(reached)}\n")
-    print(f"{report['seconds']:.0f} s; written to {output} and {output.with_suffix('.png')}.")
+    report.exponent = None if quick else exponent
+    return [drawn]
 
 
 def _arguments() -> argparse.Namespace:
@@ -79,11 +108,20 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--variants", nargs="+", choices=KNOWN_VARIANTS, metavar="VARIANT")
     parser.add_argument("--sizes", nargs="+", type=_size, metavar="HxW")
     parser.add_argument("--quick", action="store_true", help="small images, one run, for tests")
-    parser.add_argument("--output", default="output/benchmark.json", metavar="FILE")
-    args = parser.parse_args()
-    args.variants = args.variants or (QUICK_VARIANTS if args.quick else VARIANTS)
-    args.sizes = args.sizes or (QUICK_SIZES if args.quick else SIZES)
-    return args
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        default=math.inf,
+        metavar="N",
+        help="begin nothing new after so long, and on a GPU end what is not done; what has "
+        "targets comes first there, and the table says what is missing",
+    )
+    parser.add_argument(
+        "--output",
+        metavar="FILE",
+        help="JSON; by default output/benchmark.json, on a GPU benchmarks/<its name>.json",
+    )
+    return parser.parse_args()
 
 
 def _size(text: str) -> tuple[int, int]:
@@ -91,18 +129,10 @@ def _size(text: str) -> tuple[int, int]:
     return height, width
 
 
-def _head(report: dict, limits: dict[str, float]) -> str:
-    lines = [f"{name}: {value}" for name, value in report.items() if name != "operators"]
-    lines += [f"{name}: {path}" for name, path in report["operators"].items()]
-    lines.append(
-        f"limits: {limits['mm'] / 1e9:.0f} GFLOP/s by mm, {limits['conv2d'] / 1e9:.0f} by conv2d; "
-        f"copy {limits['bytes'] / 1e9:.1f} GB/s"
-    )
-    return "\n".join(lines)
-
-
-def _say(what: str, started: float) -> None:
-    print(f"[{time.perf_counter() - started:4.0f} s] {what}", file=sys.stderr, flush=True)
+def _default_output(kind: str, name: str, quick: bool) -> str:
+    if kind == "cpu" or quick:
+        return "output/benchmark.json"
+    return f"benchmarks/{file_name(name)}.json"
 
 
 if __name__ == "__main__":

@@ -1,93 +1,182 @@
-"""Whether the model computes the same on the GPU as on the CPU: `make gpu-check`.
+"""Whether this machine's GPU computes what it should, and how fast: `make gpu-check`.
 
-Compares outputs, gradients and results of a small model, then checks that a training step on the
-GPU repeats. Without a GPU it says so and checks nothing.
+Runs one check after the other, each in a process of its own with a time limit, shows a line for
+each, and ends with a verdict. Their whole output goes to output/gpu_check/<check>.log. The
+benchmark comes last and gets the time that is left; its report is benchmarks/<gpu>.json.
+
+Without a GPU it says so and checks nothing.
 """
 
-import argparse
-import copy
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
 import sys
+import time
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from detectron2.modeling import build_model
-from detectron2.structures import Instances
-from torch import Tensor
-
-from aff_seg.setup_cfg import load_cfg
+from bench.names import file_name
 
 REPO = Path(__file__).resolve().parents[1]
-CONFIG = REPO / "configs/quick/shapes_cityscapes_panoptic.yaml"
-TOLERANCE = 1e-3
+LOGS = REPO / "output" / "gpu_check"
+# Seconds for everything, and at least for this program if set-up took long. `make` tells by
+# GPU_CHECK_STARTED when it began, in seconds of the epoch.
+BUDGET, LEAST = 520, 360
+CUBLAS = "CUBLAS_WORKSPACE_CONFIG"
+# Every test of the operators but those of the CPU's checks, on the GPU's kernels.
+OPERATOR_TESTS = [
+    f"tests/ops/test_{name}.py"
+    for name in (
+        "knn",
+        "cluster_attention",
+        "cluster_readers",
+        "point_conv",
+        "shepard_interpolate",
+        "deformable_points",
+        "native",
+        "ops",
+    )
+]
+GOLDEN_TESTS = ["tests/backbone/test_golden_backbone.py", "tests/test_golden_model.py"]
 
 
-def make_batch() -> list[dict]:
-    """Two images of different sizes with three objects each."""
-    batch = []
-    for size in ((128, 192), (96, 160)):
-        instances = Instances(size)
-        instances.gt_classes = torch.tensor([0, 11, 18])
-        instances.gt_masks = torch.rand(3, *size) > 0.5
-        image = torch.randint(0, 256, (3, *size), dtype=torch.uint8)
-        batch.append({"image": image, "instances": instances})
-    return batch
+@dataclass(frozen=True)
+class Check:
+    """A command that ends with status 0 where all is well.
+
+    Attributes:
+        name: for the table and the log.
+        command: arguments of Python, or of the program named first if ``program``.
+        limit: most seconds.
+        program: whether ``command`` begins with a program other than Python.
+        environment: variables, besides those of this process.
+    """
+
+    name: str
+    command: tuple[str, ...]
+    limit: float
+    program: bool = False
+    environment: dict[str, str] = field(default_factory=dict)
 
 
-def difference(a: Tensor, b: Tensor) -> float:
-    """Norm of the difference over the norm of ``a``."""
-    a, b = a.detach().double().cpu(), b.detach().double().cpu()
-    return ((a - b).norm() / a.norm().clamp_min(1e-12)).item()
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a check: ``fault`` is None where it passed; ``note`` is its last line."""
+
+    name: str
+    seconds: float
+    fault: str | None
+    note: str
 
 
-def compare(cpu: torch.nn.Module, other: torch.nn.Module, batch: list[dict]) -> dict[str, float]:
-    """Relative differences of outputs and gradients between two copies of a model."""
-    found = {}
-    outputs = []
-    for model in (cpu, other):
-        model.train().zero_grad()
-        out = model.sem_seg_head(model.backbone(model.preprocess(batch).tensor))
-        (out["pred_logits"].square().mean() + out["pred_masks"].square().mean()).backward()
-        outputs.append(out)
-    for name in ("pred_logits", "pred_masks"):
-        found[name] = difference(outputs[0][name], outputs[1][name])
-    gradients = [
-        torch.cat([p.grad.flatten().cpu() for p in model.parameters() if p.grad is not None])
-        for model in (cpu, other)
+def checks(python: str = sys.executable) -> list[Check]:
+    """All of them but the benchmark, in order."""
+    pytest = ("-m", "pytest", "-q", "-p", "no:cacheprovider")
+    found = [
+        Check("operators", (*pytest, *OPERATOR_TESTS, "--device", "cuda"), 150),
+        Check("golden cases", (*pytest, *GOLDEN_TESTS, "--device", "cuda"), 90),
+        # Some versions of torch read this once, and want it for deterministic algorithms.
+        Check("model", (*pytest, "tests/gpu"), 120, environment={CUBLAS: ":4096:8"}),
     ]
-    found["gradients"] = difference(*gradients)
-    with torch.no_grad():
-        results = [model.eval()(batch)[0]["sem_seg"] for model in (cpu, other)]
-    found["sem_seg"] = difference(*results)
-    return found
+    sanitizer = find_sanitizer()
+    if sanitizer:
+        # Other libraries' kernels are not looked at.
+        options = ("--kernel-name", "kns=aff_seg", "--error-exitcode", "9")
+        for tool in ("memcheck", "racecheck"):
+            command = (sanitizer, "--tool", tool, *options, python, "tests/gpu/small_run.py")
+            # Every tensor then has memory of its own, so that reading past its end shows.
+            alone = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+            found.append(Check(tool, command, 90, program=True, environment=alone))
+    return [*found, Check("training", ("tests/gpu/train_shapes.py",), 120)]
 
 
-def step_difference(model: torch.nn.Module, batch: list[dict]) -> float:
-    """Largest difference between the losses of two equal training steps."""
-    losses = []
-    for _ in range(2):
-        torch.manual_seed(1)
-        losses.append(copy.deepcopy(model).train()(batch))
-    return max((losses[0][name] - losses[1][name]).abs().item() for name in losses[0])
+def find_sanitizer() -> str | None:
+    """Path of compute-sanitizer, or None."""
+    homes = [os.environ.get("CUDA_HOME", ""), "/usr/local/cuda"]
+    folders = [os.environ.get("PATH", ""), *(os.path.join(home, "bin") for home in homes if home)]
+    return shutil.which("compute-sanitizer", path=os.pathsep.join(folders))
+
+
+def run(check: Check, left: float) -> Outcome:
+    """Run a check within its limit and the ``left`` seconds."""
+    limit = min(check.limit, left)
+    log = LOGS / f"{check.name.replace(' ', '_')}.log"
+    command = check.command if check.program else (sys.executable, *check.command)
+    started = time.perf_counter()
+    fault = None
+    if limit <= 0:
+        return Outcome(check.name, 0.0, "no time was left for it", "")
+    with log.open("w", encoding="utf-8") as stream:
+        process = subprocess.Popen(
+            command,
+            cwd=REPO,
+            env={**os.environ, **check.environment},
+            stdout=stream,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        try:
+            status = process.wait(limit)
+        except subprocess.TimeoutExpired:
+            fault = f"cut off after {limit:.0f} s"
+        else:
+            fault = f"ended with status {status}" if status else None
+        finally:
+            _end(process)
+    seconds = time.perf_counter() - started
+    lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    return Outcome(check.name, seconds, fault, lines[-1].strip("= ") if lines else "")
+
+
+def _end(process: subprocess.Popen) -> None:
+    """End a process and those that it started."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def line(outcome: Outcome) -> str:
+    """A row of the table."""
+    verdict = "passed" if outcome.fault is None else "FAILED"
+    note = outcome.note if outcome.fault is None else f"{outcome.fault}: {outcome.note}"
+    return f"{outcome.name:14} {verdict}  {outcome.seconds:5.0f} s  {note[:110]}"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--device", default="cuda", help="device to compare with the CPU")
-    device = parser.parse_args().device
-    if device == "cuda" and not torch.cuda.is_available():
-        print("No GPU is visible: nothing was checked.")
+    if not torch.cuda.is_available():
+        built = f"PyTorch {torch.__version__}, built for CUDA {torch.version.cuda or '(none)'}"
+        print(f"No GPU is visible to {built}: nothing was checked.")
         return
-    torch.manual_seed(0)
-    cfg = load_cfg(str(CONFIG), ["MODEL.DEVICE", "cpu"])
-    cpu = build_model(cfg)
-    other = copy.deepcopy(cpu).to(device)
-    batch = make_batch()
-    rows = compare(cpu, other, batch)
-    rows["repeated step"] = step_difference(other, batch)
-    failed = [name for name, value in rows.items() if not value <= TOLERANCE]
-    for name, value in rows.items():
-        print(f"{name:15} {value:.2e}  {'FAILED' if name in failed else 'ok'}")
-    print(f"{device} against CPU, tolerance {TOLERANCE}: {'FAILED' if failed else 'passed'}")
+    began = float(os.environ.get("GPU_CHECK_STARTED", time.time()))
+    deadline = max(began + BUDGET, time.time() + LEAST)
+    gpu = torch.cuda.get_device_name()
+    print(f"{gpu}, CUDA {torch.version.cuda}, PyTorch {torch.__version__}", flush=True)
+    report = f"benchmarks/{file_name(gpu)}.json"
+    try:
+        LOGS.mkdir(parents=True, exist_ok=True)
+        (REPO / report).parent.mkdir(exist_ok=True)
+        (REPO / report).touch()
+    except OSError as error:
+        sys.exit(f"Logs go to {LOGS} and the report to {report}, which cannot be written: {error}")
+    # What the benchmark compares with, if it can be had.
+    extra = Check("transformers", ("tools/setup_env_bench.py",), 60)
+    outcomes = []
+    for check in (*checks(), extra):
+        outcomes.append(run(check, deadline - time.time()))
+        print(line(outcomes[-1]), flush=True)
+    if not find_sanitizer():
+        print("memcheck and racecheck were left out: there is no compute-sanitizer.")
+    left = deadline - time.time()
+    command = ("tools/benchmark.py", "--seconds", f"{left - 15:.0f}", "--output", report)
+    outcomes.append(run(Check("benchmark", command, left), left))
+    print(line(outcomes[-1]))
+    failed = [outcome.name for outcome in outcomes if outcome.fault]
+    seconds = time.time() - began
+    verdict = f"FAILED: {', '.join(failed)} (see {LOGS.relative_to(REPO)})" if failed else "PASSED"
+    print(f"{verdict} after {seconds:.0f} s; benchmark in {report}")
     sys.exit(bool(failed))
 
 

@@ -7,6 +7,9 @@ An existing Detectron2 is used as it is, together with the torch beside it: one 
 `.venv`, or one that the Python running this script imports (a cluster's container, say). Then
 `.venv` only gets what is missing.
 
+Without a network, --wheels names a folder of packages to install from (tools/collect_wheels.py
+makes one). If it holds no torch, that of the Python running this script is used.
+
 Standard library only, and readable by Python 3.6, so that an old Python gets its sentence.
 """
 
@@ -16,6 +19,7 @@ import glob
 import hashlib
 import json
 import os
+import re
 import shutil
 import sys
 import sysconfig
@@ -26,7 +30,9 @@ from setup_env_checks import (
     check_python,
     check_source_build,
     check_venv_module,
+    check_wheels,
     find_compiler,
+    find_nvcc,
 )
 from setup_env_commands import Commands
 from setup_env_repair import drop_absent_files, incomplete_packages, relocate
@@ -38,6 +44,8 @@ REQUIREMENTS = ("requirements.txt", "constraints.txt", "requirements-detectron2.
 STAMPED = (*REQUIREMENTS, "setup.py", "pyproject.toml")
 SOURCES = "csrc"
 BUILDS = ("native", "portable", "none")
+# Environment variables that say how the native operators are built, and what they are if not set.
+CHOICES = {"AFF_SEG_BUILD": "native", "FORCE_CUDA": "", "TORCH_CUDA_ARCH_LIST": ""}
 # Free bytes wanted: for the packages, their downloads and pip's cache; for a few small packages.
 FULL_INSTALL, SMALL_INSTALL = 10 << 30, 1 << 30
 
@@ -64,6 +72,7 @@ print(json.dumps({"file": spec and spec.origin, "owner": owners[0] if owners els
 """
 # ... whether it imports ...
 IMPORT_DETECTRON2 = "import torch, detectron2; print(1)"
+IMPORT_TORCH = "import torch, torchvision; print(1)"
 # ... and about the packages that an existing Detectron2 was built with, which stay as they are.
 ABOUT_KEPT = """
 import importlib.metadata, json, re
@@ -85,14 +94,18 @@ assert importlib.util.find_spec("aff_seg"), "error: aff_seg is not installed"
 class Environment(Commands):
     """The `.venv` of one checkout, and the steps that make it whole."""
 
-    def __init__(self, root):
+    def __init__(self, root, wheels=None):
         super().__init__(root)
+        self.wheels = wheels
         self.stamp = os.path.join(self.path, "setup-stamp.json")
         # Its presence tells a Detectron2 that we built from one that somebody else did.
         self.source_mark = os.path.join(self.path, "detectron2-source")
         # How the native operators are built: as asked, else as last time.
-        self.build_mark = os.path.join(self.path, "native-build")
-        self.build = os.environ.get("AFF_SEG_BUILD") or self.last_build() or "native"
+        self.build_mark = os.path.join(self.path, "native-build.json")
+        last = self.last_build()
+        # A variable that is set, but empty, takes a choice back.
+        asked = {name: os.environ.get(name, last[name]) for name in CHOICES}
+        self.build = {name: asked[name] or default for name, default in CHOICES.items()}
 
     def is_done(self, switch):
         """Whether an earlier run ended well and nothing it rested on has changed since."""
@@ -106,9 +119,9 @@ class Environment(Commands):
 
     def last_build(self):
         if not os.path.isfile(self.build_mark):
-            return None
+            return CHOICES
         with open(self.build_mark, encoding="utf-8") as stream:
-            return stream.read().strip()
+            return json.load(stream)
 
     def extension(self):
         """Name of the built native operators' file, or None."""
@@ -118,7 +131,7 @@ class Environment(Commands):
     def fingerprint(self):
         """Digest of all that `.venv` depends on."""
         facts = [self.root, sys.base_prefix, "{}.{}".format(*sys.version_info), SOURCE_COMMIT]
-        facts += [str(find_compiler()), self.build]
+        facts += [str(find_compiler()), str(find_nvcc()), json.dumps(self.build)]
         digest = hashlib.sha256("\n".join(facts).encode())
         names = [os.path.join(self.root, name) for name in STAMPED]
         for folder, _, files in os.walk(os.path.join(self.root, SOURCES)):
@@ -130,9 +143,10 @@ class Environment(Commands):
 
     def make(self, switch):
         """Bring `.venv` from any state to a complete one; ``switch`` is "auto" or "source"."""
-        if self.build not in BUILDS:
+        build = self.build["AFF_SEG_BUILD"]
+        if build not in BUILDS:
             raise SetupError(
-                f"AFF_SEG_BUILD must be one of {', '.join(BUILDS)}, got {self.build!r}: "
+                f"AFF_SEG_BUILD must be one of {', '.join(BUILDS)}, got {build!r}: "
                 "set it to one of these, or not at all."
             )
         for path in (self.stamp, self.log):
@@ -140,8 +154,8 @@ class Environment(Commands):
                 os.remove(path)
         about = self.ensure_python()
         with open(self.build_mark, "w", encoding="utf-8") as stream:
-            stream.write(self.build + "\n")
-        os.environ["AFF_SEG_BUILD"] = self.build
+            json.dump(self.build, stream)
+        os.environ.update((name, value) for name, value in self.build.items() if value)
         # One that is not built again must not stay: it would run.
         for extension in glob.glob(os.path.join(self.root, "aff_seg", "_C.*")):
             os.remove(extension)
@@ -224,7 +238,7 @@ class Environment(Commands):
     def create(self):
         own = os.path.realpath(sys.prefix) == os.path.realpath(self.path)
         check_venv_module(sys.version_info)
-        shared = not own and self.base_has_detectron2()
+        shared = not own and (self.base_has_detectron2() or self.base_lends_torch())
         base = sys._base_executable if own else sys.executable
         options = ["--system-site-packages"] if shared else []
         self.run("creating .venv", [base, "-m", "venv", *options, self.path])
@@ -239,6 +253,28 @@ class Environment(Commands):
         found = self.ask(ABOUT_DETECTRON2, sys.executable)
         return bool(found and found["file"]) and (self.ask(IMPORT_DETECTRON2, sys.executable) == 1)
 
+    def base_lends_torch(self):
+        """Whether the Python running this has the torch that the folder of wheels has not."""
+        if not self.wheels or glob.glob(os.path.join(self.wheels, "torch-*.whl")):
+            return False
+        if self.ask(IMPORT_TORCH, sys.executable) != 1:
+            raise SetupError(
+                f"neither {self.wheels} nor {sys.executable} has torch and torchvision: name a "
+                "Python that has, as in PYTHON=python3, or collect them with `--torch`."
+            )
+        return True
+
+    def requirements(self):
+        """The file of pinned packages, without torch where that of the system is used."""
+        if not (self.wheels and self.is_shared()):
+            return "requirements.txt"
+        with open(os.path.join(self.root, "requirements.txt"), encoding="utf-8") as stream:
+            lines = [line for line in stream if not re.match("torch|-c ", line)]
+        kept = os.path.join(self.path, "requirements.txt")
+        with open(kept, "w", encoding="utf-8") as stream:
+            stream.writelines(lines)
+        return kept
+
     def install_pinned(self, has_torch):
         # Small packages first and few retries: a missing network is noticed in seconds.
         self.pip(
@@ -247,7 +283,7 @@ class Environment(Commands):
         )
         self.pip(
             "installing the pinned packages" + ("" if has_torch else " (3 GB to download)"),
-            *["--no-build-isolation", "-r", "requirements.txt"],
+            *["--no-build-isolation", "-r", self.requirements()],
         )
 
     def install_beside_existing(self, about):
@@ -321,10 +357,14 @@ def main(arguments=None):
         default="auto",
         help="auto: an existing one, else the wheel; source: build the official source",
     )
-    switch = parser.parse_args(arguments).detectron2
+    parser.add_argument("--wheels", help="folder to install packages from, without a network")
+    options = parser.parse_args(arguments)
+    switch, wheels = options.detectron2, options.wheels and os.path.abspath(options.wheels)
     try:
         check_python(sys.version_info, sys.executable)
-        environment = Environment(ROOT)
+        if wheels:
+            check_wheels(wheels)
+        environment = Environment(ROOT, wheels)
         if environment.is_done(switch):
             return 0
         environment.lock = locked(ROOT, environment.say)

@@ -3,6 +3,7 @@
 Standard library only, and readable by Python 3.6, so that an old Python gets its sentence.
 """
 
+import glob
 import importlib.util
 import os
 import re
@@ -50,10 +51,27 @@ def check_disk(folder, wanted):
         )
 
 
+def check_wheels(folder):
+    """Raise SetupError unless ``folder`` holds wheels."""
+    if not glob.glob(os.path.join(folder, "*.whl")):
+        raise SetupError(
+            f"there are no wheels in {folder}: make them where there is a network with "
+            "`python tools/collect_wheels.py FOLDER`, and bring the folder here."
+        )
+
+
 def find_compiler():
     """Path of a C++ compiler, or None."""
     names = [os.environ.get("CXX"), "c++", "g++", "clang++"]
     return next(filter(None, (shutil.which(name) for name in names if name)), None)
+
+
+def find_nvcc():
+    """Path of CUDA's compiler, or None, where torch looks for it."""
+    home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
+    if home:
+        return shutil.which("nvcc", path=os.path.join(home, "bin"))
+    return shutil.which("nvcc") or shutil.which("nvcc", path="/usr/local/cuda/bin")
 
 
 def check_source_build():

@@ -109,6 +109,10 @@ class Stage(nn.Module):
             after the last).
         """
         feat, pos, nbhd = self._cluster(feat, pos, canvas)
+        if torch.is_grad_enabled() and (
+            feat.requires_grad or any(p.requires_grad for p in self.blocks.parameters())
+        ):
+            nbhd = nbhd.with_readers()
         for block in self.blocks:
             if self.checkpoint and torch.is_grad_enabled():
                 feat = checkpoint(block, feat, pos, nbhd, use_reentrant=False)
@@ -117,7 +121,9 @@ class Stage(nn.Module):
         if self.downsample is None:
             return Points(feat, pos, canvas), None, None
 
-        score = self.prob_net(feat).squeeze(-1).sigmoid()
+        # Sixteen bits would round many scores to the same.
+        with torch.autocast(feat.device.type, enabled=False):
+            score = self.prob_net(feat.to(self.prob_net.weight)).squeeze(-1).sigmoid()
         survivors = choose_centres(
             score.detach(),
             pos,

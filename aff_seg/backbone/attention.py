@@ -48,6 +48,7 @@ class ClusterAttention(nn.Module):
             self.pos_embed.bias,
             self.blank_k,
             self.blank_v,
+            readers=nbhd.readers,
         )
         return self.proj_drop(self.proj(out.flatten(2)))
 

@@ -5,7 +5,7 @@ a neighbourhood. Positions are whole (x, y) in stride-4 pixels of the canvas (H,
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import torch
@@ -16,10 +16,19 @@ from aff_seg import ops
 
 @dataclass(frozen=True)
 class Neighbourhood:
-    """Who attends whom: ``clusters`` (B, N, R) of ``m`` consecutive tokens each."""
+    """Who attends whom: ``clusters`` (B, N, R) of ``m`` consecutive tokens each.
+
+    The readers are there where several blocks need them for their gradients.
+    """
 
     clusters: Tensor
     m: int
+    readers: ops.Readers | None = None
+
+    def with_readers(self) -> "Neighbourhood":
+        """The same of all N tokens of a stage, and who reads each cluster."""
+        count = math.ceil(self.clusters.shape[1] / self.m)
+        return replace(self, readers=ops.cluster_readers(self.clusters, count))
 
 
 def path_order(pos: Tensor, canvas: tuple[int, int], m: int) -> Tensor:
@@ -46,7 +55,7 @@ def path_order(pos: Tensor, canvas: tuple[int, int], m: int) -> Tensor:
     column, row = x * columns // width, y * rows // height
     rank = row * columns + torch.where(row % 2 == 0, column, columns - 1 - column)
 
-    anchors = _anchors(canvas, rows, columns).to(pos.device)
+    anchors = _anchors(canvas, rows, columns, pos.device)
     point = pos.double()
     before = (point - anchors[rank]).square().sum(-1)
     after = (point - anchors[rank + 2]).square().sum(-1)
@@ -56,14 +65,14 @@ def path_order(pos: Tensor, canvas: tuple[int, int], m: int) -> Tensor:
     return key.sort(dim=-1, stable=True).indices
 
 
-def _anchors(canvas: tuple[int, int], rows: int, columns: int) -> Tensor:
+def _anchors(canvas: tuple[int, int], rows: int, columns: int, device: torch.device) -> Tensor:
     """Centres of the patches along the path, (1 + rows * columns + 1, 2) float64.
 
     The first and the last are extrapolated from their two nearest neighbours.
     """
     height, width = canvas
-    x = (torch.arange(columns, dtype=torch.float64) + 0.5) * width / columns - 0.5
-    y = (torch.arange(rows, dtype=torch.float64) + 0.5) * height / rows - 0.5
+    x = (torch.arange(columns, dtype=torch.float64, device=device) + 0.5) * width / columns - 0.5
+    y = (torch.arange(rows, dtype=torch.float64, device=device) + 0.5) * height / rows - 0.5
     grid = torch.stack((x.expand(rows, -1), y[:, None].expand(-1, columns)), dim=-1)
     grid[1::2] = grid[1::2].flip(1)
     path = grid.reshape(-1, 2)

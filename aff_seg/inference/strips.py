@@ -82,7 +82,7 @@ class MaskStrips:
 def _between(at: Tensor, source: int, target: int) -> tuple[Tensor, Tensor, Tensor]:
     """The source rows above and below rows ``at`` of the target, and the share of the latter."""
     # In float32, as torch's interpolation reckons.
-    scale = torch.tensor(source / target, dtype=torch.float32, device=at.device)
+    scale = torch.full((), source / target, dtype=torch.float32, device=at.device)
     place = ((at + 0.5) * scale - 0.5).clamp(min=0)
     low = place.long().clamp(max=source - 1)
     return low, (low + 1).clamp(max=source - 1), (place - low).clamp(max=1)

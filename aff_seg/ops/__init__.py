@@ -4,6 +4,8 @@ A neighbourhood is ``(clusters, m)``: member t of cluster c is token ``c * m + t
 that is N or more, N being the number of tokens. Explicit neighbour lists are the case m = 1.
 Positions are (x, y) in stride-4 pixels of the canvas; squared distances are in the square of
 that unit. Integer arguments may be int32 or int64; returned indices are int32.
+On a GPU no value is read back: an index out of range or a position that is not finite fails an
+assertion on the device, where a CPU raises an exception.
 
 Source: AutoFocusFormer, arXiv 2304.12406.
 """
@@ -11,6 +13,7 @@ Source: AutoFocusFormer, arXiv 2304.12406.
 import os
 from importlib.machinery import PathFinder
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,12 +26,18 @@ if _CHOICE not in ("", "reference"):
     raise ImportError(f"AFF_SEG_OPS must be reference or unset, got {_CHOICE}.")
 #: Whether the native operators are built; AFF_SEG_OPS=reference leaves them out.
 NATIVE = not _CHOICE and bool(PathFinder.find_spec("_C", [str(Path(__file__).parents[1])]))
+#: Types of devices on which they run.
+NATIVE_DEVICES: tuple[str, ...] = ()
 if NATIVE:
-    from . import _native  # noqa: F401  completes the registrations of aff_seg._C
+    from . import _native  # completes the registrations of aff_seg._C
+
+    NATIVE_DEVICES = ("cpu", "cuda") if _native.CUDA else ("cpu",)
 
 __all__ = [
+    "Readers",
     "active_paths",
     "cluster_attention",
+    "cluster_readers",
     "deformable_points",
     "knn",
     "point_conv",
@@ -40,12 +49,14 @@ __all__ = [
 def active_paths() -> dict[str, str]:
     """Which implementation each operator runs on, for reports."""
     names = ("knn", "cluster_attention", "point_conv", "shepard_interpolate", "deformable_points")
-    cpu = "native (C++)" if NATIVE else "reference (PyTorch)"
-    return {name: f"CPU {cpu}, GPU reference (PyTorch)" for name in names}
+    reference = "reference (PyTorch)"
+    cpu = "native (C++)" if "cpu" in NATIVE_DEVICES else reference
+    gpu = "native (CUDA)" if "cuda" in NATIVE_DEVICES else reference
+    return {name: f"CPU {cpu}, GPU {gpu}" for name in names}
 
 
 def _runs_native(tensor: Tensor) -> bool:
-    return NATIVE and tensor.device.type == "cpu"
+    return tensor.device.type in NATIVE_DEVICES
 
 
 def _accumulating(dtype: torch.dtype) -> torch.dtype:
@@ -55,7 +66,10 @@ def _accumulating(dtype: torch.dtype) -> torch.dtype:
 
 def _exponent(power: Tensor | float, like: Tensor) -> Tensor:
     """``power`` as a tensor of one element."""
-    power = torch.as_tensor(power, dtype=like.dtype, device=like.device)
+    if isinstance(power, Tensor):
+        power = power.to(like)
+    else:  # made where it is used: copying it there would wait for the device
+        power = like.new_full((1,), power)
     _check(power.numel() == 1, f"power must be one number, got shape {tuple(power.shape)}")
     return power.reshape(1)
 
@@ -137,6 +151,36 @@ def knn(query: Tensor, database: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return reference.knn(query, database, k)
 
 
+class Readers(NamedTuple):
+    """Who reads each cluster of ``(B, N, R)`` lists.
+
+    Place p of an image is entry ``p % R`` of the list of token ``p // R``. For cluster c of
+    image b, ``place[start[b * count + c] : start[b * count + c + 1]]`` are those where c is
+    listed, ascending. ``start`` is ``(B * count + 1,)`` int64, ``place`` ``(B * N * R,)`` int32.
+    """
+
+    start: Tensor
+    place: Tensor
+
+
+def cluster_readers(clusters: Tensor, count: int) -> Readers:
+    """Who reads each cluster, for backward passes of :func:`cluster_attention`.
+
+    Args:
+        clusters: ``(B, N, R)`` clusters of each token's neighbourhood.
+        count: number of clusters, ``ceil(N / m)``.
+
+    Raises:
+        ValueError: for a wrong shape, dtype or count.
+        IndexError: for a cluster out of range.
+    """
+    _check_tensor("clusters", clusters, (None, None, None), "(B, N, R)")
+    _check_index("clusters", clusters, 0, count - 1)
+    if _runs_native(clusters):
+        return Readers(*torch.ops.aff_seg.cluster_readers(_int32(clusters), count))
+    return Readers(*reference.cluster_readers(clusters, count))
+
+
 def cluster_attention(
     q: Tensor,
     k: Tensor,
@@ -148,6 +192,8 @@ def cluster_attention(
     pos_bias: Tensor,
     blank_k: Tensor,
     blank_v: Tensor,
+    *,
+    readers: Readers | None = None,
 ) -> Tensor:
     """Multi-head attention of every token over its nearest clusters and one blank token.
 
@@ -162,6 +208,8 @@ def cluster_attention(
         m: tokens per cluster.
         pos_weight, pos_bias: ``(heads, 5)`` and ``(heads,)``.
         blank_k, blank_v: ``(heads * D,)``.
+        readers: :func:`cluster_readers` of these clusters, where several calls share them;
+            otherwise backward makes them.
 
     Returns:
         ``(B, N, heads, D)``, differentiable in everything but ``pos``.
@@ -186,7 +234,7 @@ def cluster_attention(
         exact = _accumulating(q.dtype)
         learned = (x.to(exact) for x in (pos_weight, pos_bias, blank_k, blank_v))
         return torch.ops.aff_seg.cluster_attention(
-            q, k, v, pos.to(exact), _int32(clusters), m, *learned
+            q, k, v, pos.to(exact), _int32(clusters), m, *learned, *(readers or (None, None))
         )[0]
     return reference.cluster_attention(
         q, k, v, pos, clusters, m, pos_weight, pos_bias, blank_k, blank_v

@@ -17,12 +17,13 @@ _REMEDY = (
     "AFF_SEG_OPS=reference to run without them."
 )
 try:
-    import aff_seg._C  # noqa: F401  registers schemas and kernels
+    from aff_seg import _C  # registers schemas and kernels
 except ImportError as error:
     raise ImportError(
         f"the native operators do not load beside PyTorch {torch.__version__} ({error}): {_REMEDY}"
     ) from error
 
+__all__ = ["CUDA"]
 _OPS = torch.ops.aff_seg
 
 
@@ -59,13 +60,35 @@ def _(query, database, k):
     return query.new_empty(shape, dtype=torch.int32), query.new_empty(shape)
 
 
+@_fake("cluster_readers")
+def _(clusters, count):
+    start = clusters.new_empty(clusters.shape[0] * count + 1, dtype=torch.int64)
+    return start, clusters.new_empty(clusters.numel())
+
+
 @_fake("cluster_attention")
-def _(q, k, v, pos, clusters, m, pos_weight, pos_bias, blank_k, blank_v):
+def _(q, k, v, pos, clusters, m, pos_weight, pos_bias, blank_k, blank_v, start, place):
     return torch.empty_like(q, memory_format=torch.contiguous_format), pos.new_empty(q.shape[:3])
 
 
 @_fake("cluster_attention_backward")
-def _(grad, q, k, v, pos, clusters, m, pos_weight, pos_bias, blank_k, blank_v, out, lse):
+def _(
+    grad,
+    q,
+    k,
+    v,
+    pos,
+    clusters,
+    m,
+    pos_weight,
+    pos_bias,
+    blank_k,
+    blank_v,
+    out,
+    lse,
+    start,
+    place,
+):
     return tuple(_like(x) for x in (q, k, v, pos_weight, pos_bias, blank_k, blank_v))
 
 
@@ -128,16 +151,20 @@ def _inputs(ctx) -> list:
 
 
 def _save_attention(ctx, inputs, output):
-    *tensors, m, pos_weight, pos_bias, blank_k, blank_v = inputs
+    *tensors, m, pos_weight, pos_bias, blank_k, blank_v, start, place = inputs
     ctx.m = m
-    ctx.save_for_backward(*tensors, pos_weight, pos_bias, blank_k, blank_v, *output)
+    ctx.save_for_backward(*tensors, pos_weight, pos_bias, blank_k, blank_v, *output, start, place)
 
 
 @once_differentiable
 def _attention_backward(ctx, grad, _):
-    q, k, v, pos, clusters, *learned, out, lse = ctx.saved_tensors
-    grads = _OPS.cluster_attention_backward(grad, q, k, v, pos, clusters, ctx.m, *learned, out, lse)
-    return (*grads[:3], None, None, None, *grads[3:])
+    q, k, v, pos, clusters, *rest, start, place = ctx.saved_tensors
+    if start is None:
+        start, place = _OPS.cluster_readers(clusters, -(-q.shape[1] // ctx.m))
+    grads = _OPS.cluster_attention_backward(
+        grad, q, k, v, pos, clusters, ctx.m, *rest, start, place
+    )
+    return (*grads[:3], None, None, None, *grads[3:], None, None)
 
 
 @once_differentiable
@@ -164,3 +191,6 @@ register_autograd("aff_seg::cluster_attention", _attention_backward, setup_conte
 register_autograd("aff_seg::point_conv", _point_conv_backward, setup_context=_save_inputs)
 register_autograd("aff_seg::shepard_interpolate", _shepard_backward, setup_context=_save_inputs)
 register_autograd("aff_seg::deformable_points", _deformable_backward, setup_context=_save_inputs)
+
+#: Whether there are kernels for CUDA.
+CUDA: bool = _C.CUDA

@@ -133,6 +133,15 @@ def _weighted_sum(rows: Tensor, index: Tensor, weight: Tensor) -> Tensor:
     return out.view(*index.shape[:-1], rows.shape[1])
 
 
+def cluster_readers(clusters: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Which places read each cluster; see :func:`aff_seg.ops.cluster_readers`."""
+    batch = clusters.shape[0]
+    first = count * torch.arange(batch, device=clusters.device)[:, None]
+    row, order = (clusters.flatten(1) + first).flatten().sort(stable=True)
+    start = torch.searchsorted(row, torch.arange(batch * count + 1, device=row.device))
+    return start, (order % max(1, clusters[:1].numel())).int()
+
+
 def cluster_attention(
     q: Tensor,
     k: Tensor,
@@ -144,8 +153,13 @@ def cluster_attention(
     pos_bias: Tensor,
     blank_k: Tensor,
     blank_v: Tensor,
+    *,
+    readers: object = None,
 ) -> Tensor:
-    """Local attention over the nearest clusters; see :func:`aff_seg.ops.cluster_attention`."""
+    """Local attention over the nearest clusters; see :func:`aff_seg.ops.cluster_attention`.
+
+    Autograd has no use for the readers.
+    """
     batch, num_tokens, heads, dim = q.shape
     channels = heads * dim
     q = q * dim**-0.5

@@ -111,8 +111,10 @@ void forward(
 std::tuple<at::Tensor, at::Tensor> cluster_attention(
     const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& pos,
     const at::Tensor& clusters, int64_t m, const at::Tensor& pos_weight,
-    const at::Tensor& pos_bias, const at::Tensor& blank_k, const at::Tensor& blank_v) {
-  check_cluster_attention(q, k, v, pos, clusters, m, pos_weight, pos_bias, blank_k, blank_v);
+    const at::Tensor& pos_bias, const at::Tensor& blank_k, const at::Tensor& blank_v,
+    const std::optional<at::Tensor>& start, const std::optional<at::Tensor>& place) {
+  check_cluster_attention(
+      q, k, v, pos, clusters, m, pos_weight, pos_bias, blank_k, blank_v, start, place);
   check_clusters(clusters, q.size(1), m);
   const int64_t heads = q.size(2), dim = q.size(3);
   if (q.numel() == 0) {

@@ -14,7 +14,6 @@
 
 #include "../checks.h"
 #include "../cluster_attention.h"
-#include "../inverse.h"
 #include "cluster_tiles.h"
 
 namespace aff_seg {
@@ -31,7 +30,8 @@ template <typename A>
 struct Operands {
   at::Tensor k, v;
   const A *grad, *q, *blank_k, *blank_v, *pos, *pos_weight, *pos_bias, *lse;
-  const int32_t* clusters;
+  const int32_t *clusters, *place;
+  const int64_t* start;
   A *grad_q, *grad_k, *grad_v, *grad_pos_weight, *grad_pos_bias, *grad_blank_k, *grad_blank_v;
 };
 
@@ -61,15 +61,7 @@ class Backward {
         rows_k_(packed_[2].template const_data_ptr<A>()),
         positions_(pack_positions<A, T>(tiling, x.pos)),
         per_block_(tiling.heads * (kPlanes + 2 * tiling.row)),
-        next_(tiling.batch * tiling.clusters) {
-    for (int64_t image = 0; image < t_.batch; ++image) {
-      lists_.push_back(
-          invert(x_.clusters + image * t_.tokens * t_.near, t_.tokens * t_.near, t_.clusters));
-      std::copy(
-          lists_.back().start.begin(), lists_.back().start.end() - 1,
-          next_.begin() + image * t_.clusters);
-    }
-  }
+        next_(x.start, x.start + tiling.batch * tiling.clusters) {}
 
   void run() {
     const int64_t total = t_.batch * t_.tokens, width = t_.heads * t_.places;
@@ -210,18 +202,17 @@ class Backward {
       std::vector<int64_t> query, place;
       for (int64_t cluster = from; cluster < to; ++cluster) {
         const int64_t image = cluster / t_.clusters, c = cluster % t_.clusters;
-        const InverseLists& lists = lists_[image];
         query.clear();
         place.clear();
-        for (int64_t& s = next_[cluster]; s < lists.start[c + 1]; ++s) {
-          const int64_t i = image * t_.tokens + lists.place[s] / t_.near;
+        for (int64_t& s = next_[cluster]; s < x_.start[cluster + 1]; ++s) {
+          const int64_t i = image * t_.tokens + x_.place[s] / t_.near;
           if (i >= between.end) {
             break;
           }
           query.push_back(i * by_query);
           place.push_back(
               (i - between.begin) * t_.heads * t_.places +
-              lists.place[s] % t_.near * t_.per_cluster * T);
+              x_.place[s] % t_.near * t_.per_cluster * T);
         }
         if (query.empty()) {
           continue;
@@ -318,9 +309,33 @@ class Backward {
   const A *const columns_k_, *const columns_v_, *const rows_k_;
   const std::vector<A> positions_;
   const int64_t per_block_;
-  std::vector<InverseLists> lists_;  // by image, over its places query * near + r
-  std::vector<int64_t> next_;        // in the list of each cluster, what no pass has read
+  std::vector<int64_t> next_;  // in the list of each cluster, what no pass has read
 };
+
+// Whether start and place are what cluster_readers makes of clusters: if not, places out of any
+// range might be read.
+bool are_readers(
+    const at::Tensor& start, const at::Tensor& place, const at::Tensor& clusters) {
+  const int64_t batch = clusters.size(0), places = clusters.size(1) * clusters.size(2);
+  const int64_t* first = start.const_data_ptr<int64_t>();
+  const int32_t* listed = place.const_data_ptr<int32_t>();
+  const int32_t* list = clusters.const_data_ptr<int32_t>();
+  const int64_t all = start.numel() - 1, count = batch > 0 ? all / batch : 0;
+  int64_t s = 0;
+  for (int64_t cluster = 0; cluster < all; ++cluster) {
+    if (first[cluster] != s || first[cluster + 1] > place.numel()) {
+      return false;
+    }
+    const int32_t* of_image = list + cluster / count * places;
+    for (int64_t last = -1; s < first[cluster + 1]; ++s) {
+      if (listed[s] <= last || listed[s] >= places || of_image[listed[s]] != cluster % count) {
+        return false;
+      }
+      last = listed[s];
+    }
+  }
+  return s == place.numel();
+}
 
 }  // namespace
 
@@ -330,10 +345,16 @@ cluster_attention_backward(
     const at::Tensor& grad, const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
     const at::Tensor& pos, const at::Tensor& clusters, int64_t m, const at::Tensor& pos_weight,
     const at::Tensor& pos_bias, const at::Tensor& blank_k, const at::Tensor& blank_v,
-    const at::Tensor& out, const at::Tensor& lse) {
+    const at::Tensor& out, const at::Tensor& lse, const at::Tensor& start,
+    const at::Tensor& place) {
   check_cluster_attention_backward(
-      grad, q, k, v, pos, clusters, m, pos_weight, pos_bias, blank_k, blank_v, out, lse);
+      grad, q, k, v, pos, clusters, m, pos_weight, pos_bias, blank_k, blank_v, out, lse, start,
+      place);
   check_clusters(clusters, q.size(1), m);
+  const auto near = clusters.contiguous();
+  const auto starts = start.contiguous(), places = place.contiguous();
+  TORCH_CHECK_VALUE(
+      are_readers(starts, places, near), "start and place must be the readers of clusters");
   const auto type = pos.scalar_type();
   const int64_t heads = q.size(2), dim = q.size(3);
   auto grad_pos_weight = at::zeros(pos_weight.sizes(), pos.options());
@@ -348,7 +369,7 @@ cluster_attention_backward(
   AT_DISPATCH_FLOATING_TYPES(type, "cluster_attention_backward", [&] {
     using A = scalar_t;
     const Tiling<A> tiling(q, clusters, m);
-    const auto near = clusters.contiguous(), positions = pos.contiguous();
+    const auto positions = pos.contiguous();
     const auto weight = pos_weight.contiguous(), bias = pos_bias.contiguous();
     const auto log_sum = lse.contiguous();
     const std::vector<int64_t> padded{q.size(0), q.size(1), heads, tiling.row};
@@ -370,6 +391,8 @@ cluster_attention_backward(
         bias.const_data_ptr<A>(),
         log_sum.const_data_ptr<A>(),
         near.const_data_ptr<int32_t>(),
+        places.const_data_ptr<int32_t>(),
+        starts.const_data_ptr<int64_t>(),
         grad_q.mutable_data_ptr<A>(),
         grad_k.mutable_data_ptr<A>(),
         grad_v.mutable_data_ptr<A>(),

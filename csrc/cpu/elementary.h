@@ -13,54 +13,9 @@
 
 namespace aff_seg {
 
-// Adding it to a small number and subtracting it again rounds that to a whole one, which the low
-// bits of the sum hold: 1.5 * 2^23 and 1.5 * 2^52.
-constexpr float kRoundFloat = 12582912.0f;
+// 1.5 * 2^52: adding it to a small number and subtracting it again rounds that to a whole one,
+// which the low bits of the sum hold.
 constexpr double kRoundDouble = 6755399441055744.0;
-
-// exp(-x) for x >= 0, to 2e-7, held at exp(-87). Bits of such x compare as x does, without the
-// branch that a comparison of floats may become.
-inline float exp_of_minus(float x) {
-  x = -c10::bit_cast<float>(std::min(c10::bit_cast<uint32_t>(x), c10::bit_cast<uint32_t>(87.0f)));
-  const float shifted = x * 1.44269504f + kRoundFloat;
-  const float n = shifted - kRoundFloat;
-  const float r = (x - n * 0.693359375f) + n * 2.12194440e-4f;  // log 2 in two parts
-  float p = 1.0f / 720;
-  p = p * r + 1.0f / 120;
-  p = p * r + 1.0f / 24;
-  p = p * r + 1.0f / 6;
-  p = p * r + 0.5f;
-  p = p * r + 1.0f;
-  p = p * r + 1.0f;
-  return p * c10::bit_cast<float>((c10::bit_cast<uint32_t>(shifted) << 23) + 0x3f800000);
-}
-
-// Standard normal distribution: the probability below x, and the density at x.
-template <typename A>
-struct Normal {
-  A below, density;
-};
-
-inline Normal<double> normal(double x) {
-  return {0.5 * (1 + std::erf(x * 0.70710678118654752)),
-          0.39894228040143268 * std::exp(-0.5 * x * x)};
-}
-
-// Absolute error 1e-7. The tail beyond |x| is exp(-x^2 / 2) / 2 times a polynomial in
-// u = 1 / (1 + c |x|), fitted for the smallest largest error of the product (4e-9 before
-// rounding).
-inline Normal<float> normal(float x) {
-  const float e = exp_of_minus(0.5f * x * x);
-  const float u = 1.0f / (1.0f + 0.27608606f * std::fabs(x));
-  float p = -0.22657497f;
-  p = p * u + 0.8793638f;
-  p = p * u - 0.62423026f;
-  p = p * u + 0.6418404f;
-  p = p * u + 0.09441232f;
-  p = p * u + 0.2351887f;
-  const float tail = 0.5f * e * (p * u);
-  return {0.5f + std::copysign(0.5f - tail, x), 0.39894228f * e};
-}
 
 // log(x) for a positive normal x, to 1e-10: 2 atanh((m - 1) / (m + 1)) for the mantissa m in
 // [sqrt(1/2), sqrt(2)).
@@ -102,7 +57,9 @@ inline double wide_exp(double x) {
   return p * c10::bit_cast<double>((held + 1023) << 52);
 }
 
-inline double log_of_positive(double x) { return std::log(x); }
+inline double log_of_positive(double x) {
+  return std::log(std::min(x, std::numeric_limits<double>::max()));
+}
 
 inline float log_of_positive(float x) {
   return static_cast<float>(wide_log(static_cast<double>(x)));
@@ -161,7 +118,7 @@ void raise(const A* base, int64_t count, A exponent, A* powered) {
   }
 }
 
-// Their logarithms; 0 for 0.
+// Their logarithms, held likewise; 0 for 0.
 template <typename A>
 void take_logs(const A* base, int64_t count, A* out) {
   positive_or_one(base, count, out);

@@ -2,7 +2,7 @@
 // neighbours lie near it in cells. Queries that would cost more than a fixed number of points and
 // cells, as skewed data may cause, are answered by a k-d tree, built only then.
 
-#include "../knn.h"
+#include "../grid_search.h"
 
 #include <ATen/Dispatch.h>
 #include <ATen/ops/empty.h>
@@ -33,26 +33,15 @@ struct Point {
   int32_t index;
 };
 
-template <typename T>
-CandidateKey<T> key_at(T dx, T dy, int32_t index) {
-  return candidate_key(squared_distance(dx, dy), index);
-}
-
-template <typename T>
-T gap(T coordinate, T low, T high) {
-  return std::max(T(0), std::max(low - coordinate, coordinate - high));
-}
-
 // The k nearest of the points offered so far.
 template <typename T>
 class Nearest {
  public:
   using Key = CandidateKey<T>;
-  static constexpr Key kNone = ~Key(0);
 
   explicit Nearest(int64_t k) : keys_(k) {}
 
-  void clear() { std::fill(keys_.begin(), keys_.end(), kNone); }
+  void clear() { std::fill(keys_.begin(), keys_.end(), kNoCandidate<T>); }
 
   // A candidate counts only if below this.
   Key limit() const { return keys_.size() <= kSorted ? keys_.back() : keys_.front(); }
@@ -60,7 +49,7 @@ class Nearest {
   void offer(const Point<T>* points, int64_t count, T x, T y) {
     Key worst = limit();
     for (int64_t i = 0; i < count; ++i) {
-      const Key key = key_at(x - points[i].x, y - points[i].y, points[i].index);
+      const Key key = candidate_at(x - points[i].x, y - points[i].y, points[i].index);
       if (key < worst) {
         insert(key);
         worst = limit();
@@ -96,75 +85,12 @@ class Nearest {
   std::vector<Key> keys_;
 };
 
-// One axis of a grid: cells of equal width from the lowest to the highest point.
+// Points sorted by cell, and by index inside a cell.
 template <typename T>
-class Axis {
+class PointGrid {
  public:
-  void set_range(T low, T high) {
-    low_ = low;
-    high_ = high;
-  }
-
-  void set_cells(int64_t cells) {
-    scale_ = static_cast<double>(cells) / half_extent();
-    // No range to speak of.
-    if (!std::isfinite(scale_)) {
-      scale_ = 0;
-      cells = 1;
-    }
-    before_.assign(cells, low_);
-    after_.assign(cells, high_);
-  }
-
-  double half_extent() const { return half_offset(high_); }
-
-  int64_t cells() const { return static_cast<int64_t>(before_.size()); }
-
-  // Never decreases with the coordinate; outside the range, the nearest cell.
-  int64_t cell(T coordinate) const {
-    const double place = half_offset(coordinate) * scale_;
-    const double last = static_cast<double>(cells() - 1);
-    return static_cast<int64_t>(std::min(std::max(place, 0.0), last));
-  }
-
-  void add(int64_t cell, T coordinate) {
-    before_[cell] = std::max(before_[cell], coordinate);
-    after_[cell] = std::min(after_[cell], coordinate);
-  }
-
-  void finish() {
-    for (int64_t c = 1; c < cells(); ++c) {
-      before_[c] = std::max(before_[c], before_[c - 1]);
-    }
-    for (int64_t c = cells() - 2; c >= 0; --c) {
-      after_[c] = std::min(after_[c], after_[c + 1]);
-    }
-  }
-
-  // Gap between a coordinate and the range.
-  T outside(T coordinate) const { return gap(coordinate, low_, high_); }
-  // Largest coordinate in the cells up to this one; smallest in this one and those after it.
-  T before(int64_t cell) const { return before_[cell]; }
-  T after(int64_t cell) const { return after_[cell]; }
-
- private:
-  // Halved, because the range may exceed the largest number.
-  double half_offset(T coordinate) const {
-    return 0.5 * static_cast<double>(coordinate) - 0.5 * static_cast<double>(low_);
-  }
-
-  T low_ = 0, high_ = 0;
-  double scale_ = 0;
-  std::vector<T> before_, after_;
-};
-
-// Points sorted by cell, row after row, and by index inside a cell.
-template <typename T>
-class Grid {
- public:
-  using Key = CandidateKey<T>;
-
-  Grid(const T* points, int64_t count, int64_t per_cell) {
+  // For searches of k neighbours.
+  PointGrid(const T* points, int64_t count, int64_t k) {
     T low[2] = {points[0], points[1]}, high[2] = {points[0], points[1]};
     for (int64_t i = 0; i < count; ++i) {
       for (int axis = 0; axis < 2; ++axis) {
@@ -172,25 +98,35 @@ class Grid {
         high[axis] = std::max(high[axis], points[2 * i + axis]);
       }
     }
-    x_.set_range(low[0], high[0]);
-    y_.set_range(low[1], high[1]);
-    // About square cells, at most `cells` of them.
-    const double cells = std::max<double>(1, static_cast<double>(count / per_cell));
-    const double wide = std::sqrt(cells * (x_.half_extent() / y_.half_extent()));
-    x_.set_cells(static_cast<int64_t>(wide >= 1 ? std::min(wide, cells) : 1));
-    y_.set_cells(static_cast<int64_t>(cells) / x_.cells());
+    grid_.cover(low[0], high[0], low[1], high[1], grid_cells(count, k));
+    const int64_t columns = grid_.x.cells, rows = grid_.y.cells;
+    bound_.assign(columns, low[0]);
+    bound_.insert(bound_.end(), rows, low[1]);
+    bound_.insert(bound_.end(), columns, high[0]);
+    bound_.insert(bound_.end(), rows, high[1]);
+    grid_.bound = bound_.data();
+    T *before = bound_.data(), *after = before + columns + rows;
 
     std::vector<int32_t> cell(count);
-    start_.assign(x_.cells() * y_.cells() + 1, 0);
+    start_.assign(columns * rows + 1, 0);
     for (int64_t i = 0; i < count; ++i) {
-      const int64_t column = x_.cell(points[2 * i]), row = y_.cell(points[2 * i + 1]);
-      x_.add(column, points[2 * i]);
-      y_.add(row, points[2 * i + 1]);
-      cell[i] = static_cast<int32_t>(row * x_.cells() + column);
+      const int32_t column = grid_.x.cell(points[2 * i]), row = grid_.y.cell(points[2 * i + 1]);
+      before[column] = std::max(before[column], points[2 * i]);
+      before[columns + row] = std::max(before[columns + row], points[2 * i + 1]);
+      after[column] = std::min(after[column], points[2 * i]);
+      after[columns + row] = std::min(after[columns + row], points[2 * i + 1]);
+      cell[i] = row * grid_.x.cells + column;
       ++start_[cell[i] + 1];
     }
-    x_.finish();
-    y_.finish();
+    for (const int64_t first : {int64_t(0), columns}) {
+      const int64_t last = first == 0 ? columns - 1 : columns + rows - 1;
+      for (int64_t c = first; c < last; ++c) {
+        before[c + 1] = std::max(before[c + 1], before[c]);
+      }
+      for (int64_t c = last; c > first; --c) {
+        after[c - 1] = std::min(after[c - 1], after[c]);
+      }
+    }
     for (size_t c = 1; c < start_.size(); ++c) {
       start_[c] += start_[c - 1];
     }
@@ -201,69 +137,31 @@ class Grid {
     }
   }
 
-  // Visits a rectangle of cells about the query, which grows on its nearest side until that side
-  // lies farther than the k-th neighbour. False: given up, because the points and cells to visit
-  // exceed the budget.
+  // False: given up, because the points and cells to visit exceed the budget.
   bool search(T x, T y, int64_t budget, Nearest<T>& nearest) const {
-    const int64_t column = x_.cell(x), row = y_.cell(y);
-    const T gap_x = x_.outside(x), gap_y = y_.outside(y);
-    int64_t left = std::max<int64_t>(column - 1, 0);
-    int64_t right = std::min(column + 1, x_.cells() - 1);
-    int64_t top = row, bottom = row;
-
-    const auto visit = [&](int64_t r, int64_t from, int64_t to) {
-      const int32_t* start = start_.data() + r * x_.cells();
-      const int64_t begin = start[from], count = start[to + 1] - begin;
-      budget -= count + 1;
-      if (budget >= 0) {
-        nearest.offer(points_.data() + begin, count, x, y);
+    const auto visit = [&](int32_t first, int32_t last, int32_t from, int32_t to) {
+      const int32_t* start = start_.data() + first * grid_.x.cells;
+      for (int32_t row = first; row <= last && budget >= 0; ++row, start += grid_.x.cells) {
+        const int64_t begin = start[from], count = start[to + 1] - begin;
+        budget -= count + 1;
+        if (budget >= 0) {
+          nearest.offer(points_.data() + begin, count, x, y);
+        }
       }
     };
-    constexpr Key kNone = Nearest<T>::kNone;
-    // What lies beyond each side is at least this far.
-    const auto beyond_left = [&] {
-      return left > 0 ? key_at(x - x_.before(left - 1), gap_y, 0) : kNone;
-    };
-    const auto beyond_right = [&] {
-      return right < x_.cells() - 1 ? key_at(x_.after(right + 1) - x, gap_y, 0) : kNone;
-    };
-    const auto beyond_top = [&] {
-      return top > 0 ? key_at(gap_x, y - y_.before(top - 1), 0) : kNone;
-    };
-    const auto beyond_bottom = [&] {
-      return bottom < y_.cells() - 1 ? key_at(gap_x, y_.after(bottom + 1) - y, 0) : kNone;
-    };
-
-    visit(row, left, right);
-    Key to_left = beyond_left(), to_right = beyond_right();
-    Key to_top = beyond_top(), to_bottom = beyond_bottom();
+    Rectangle<T> visited(grid_, x, y);
+    visited.begin(visit);
     while (budget >= 0) {
-      const Key along = std::min(to_top, to_bottom), across = std::min(to_left, to_right);
-      if (std::min(along, across) >= nearest.limit()) {
+      if (!visited.grow(nearest.limit(), visit)) {
         return true;
-      }
-      if (along <= across) {
-        if (to_top <= to_bottom) {
-          visit(--top, left, right);
-          to_top = beyond_top();
-        } else {
-          visit(++bottom, left, right);
-          to_bottom = beyond_bottom();
-        }
-      } else {
-        const bool leftwards = to_left <= to_right;
-        const int64_t at = leftwards ? --left : ++right;
-        for (int64_t r = top; r <= bottom && budget >= 0; ++r) {
-          visit(r, at, at);
-        }
-        (leftwards ? to_left : to_right) = leftwards ? beyond_left() : beyond_right();
       }
     }
     return false;
   }
 
  private:
-  Axis<T> x_, y_;
+  Grid<T> grid_;
+  std::vector<T> bound_;
   std::vector<int32_t> start_;
   std::vector<Point<T>> points_;
 };
@@ -332,7 +230,7 @@ class Tree {
   Waiting look(int64_t i, T x, T y) const {
     const Node& node = nodes_[i];
     const T gap_x = gap(x, node.low_x, node.high_x), gap_y = gap(y, node.low_y, node.high_y);
-    return {key_at(gap_x, gap_y, node.lowest), i};
+    return {candidate_at(gap_x, gap_y, node.lowest), i};
   }
 
   void build(int64_t i, int64_t place, int depth) {
@@ -379,13 +277,12 @@ void search(
   const T* d = database.const_data_ptr<T>();
   int32_t* idx = index.mutable_data_ptr<int32_t>();
   T* dist = distance.mutable_data_ptr<T>();
-  // Found by trial. Evenly spread points are searched at a fifth of the budget.
-  const int64_t per_cell = std::max<int64_t>(1, k / 3);
+  // Evenly spread points are searched at a fifth of this.
   const int64_t budget = 64 + 16 * k;
 
-  std::vector<std::optional<Grid<T>>> grids(batch);
+  std::vector<std::optional<PointGrid<T>>> grids(batch);
   for_blocks(batch, 1, [&](int64_t image, int64_t, int64_t) {
-    grids[image].emplace(d + 2 * image * count, count, per_cell);
+    grids[image].emplace(d + 2 * image * count, count, k);
   });
   const int64_t blocks = (queries + kBlock - 1) / kBlock;
   std::vector<std::vector<int64_t>> given_up(batch * blocks);

@@ -12,8 +12,8 @@
 
 #include "../checks.h"
 #include "../inverse.h"
+#include "../point_network.h"
 #include "../relative.h"
-#include "elementary.h"
 #include "parallel.h"
 #include "rows.h"
 #include "widen.h"
@@ -79,6 +79,11 @@ struct Inputs {
         centre(args.centre.const_data_ptr<int32_t>()),
         clusters(args.clusters.const_data_ptr<int32_t>()) {}
 
+  NetworkUnit<A> unit(int64_t i) const {
+    const A* w = weight + i * kRelative;
+    return {{w[0], w[1], w[2], w[3], w[4]}, bias[i], norm_weight[i], norm_bias[i]};
+  }
+
   const int64_t batch, tokens, channels, queries;
   const int64_t nearest, m, num_clusters;  // clusters of a neighbourhood, tokens of one, clusters
   const int64_t members;                   // slots of a neighbourhood, nearest * m
@@ -106,23 +111,21 @@ class Network {
     const A *dx = relative.data(), *dy = dx + capacity, *r = dy + capacity;
     const A *sine = r + capacity, *cosine = sine + capacity;
     for (int64_t i = 0; i < in.inner; ++i) {
-      const A* w = in.weight + i * kRelative;
-      const A w0 = w[0], w1 = w[1], w2 = w[2], w3 = w[3], w4 = w[4], bias = in.bias[i];
+      const NetworkUnit<A> unit = in.unit(i);
       A* h = normed.data() + i * capacity;
 #pragma omp simd
       for (int64_t p = 0; p < count; ++p) {
-        h[p] = w0 * dx[p] + w1 * dy[p] + w2 * r[p] + w3 * sine[p] + w4 * cosine[p] + bias;
+        h[p] = unit.linear({dx[p], dy[p], r[p], sine[p], cosine[p]});
       }
     }
     normalise(count);
     for (int64_t i = 0; i < in.inner; ++i) {
-      const A gain = in.norm_weight[i], shift = in.norm_bias[i];
+      const NetworkUnit<A> unit = in.unit(i);
       const A *x = normed.data() + i * capacity, *f = factor.data();
       A* w = weight.data() + i * capacity;
 #pragma omp simd
       for (int64_t p = 0; p < count; ++p) {
-        const A y = gain * x[p] + shift;
-        w[p] = y * normal(y).below * f[p];
+        w[p] = gelu(unit.activated(x[p])).value * f[p];
       }
     }
   }
@@ -190,7 +193,7 @@ class Network {
     const A eps = in.eps;
 #pragma omp simd
     for (int64_t p = 0; p < count; ++p) {
-      s[p] = A(1) / std::sqrt(s[p] + eps);
+      s[p] = norm_scale(s[p], eps);
     }
     for (int64_t i = 0; i < in.inner; ++i) {
       A* x = normed.data() + i * capacity;
@@ -254,19 +257,18 @@ void backward_network(
   A *mu = mean.data(), *along = mean_along.data();
   std::fill_n(grad_factor, count, A(0));
   for (int64_t i = 0; i < in.inner; ++i) {
-    const A gain = in.norm_weight[i], shift = in.norm_bias[i];
+    const NetworkUnit<A> unit = in.unit(i);
     const A* x = network.normed.data() + i * capacity;
     A* g = slope + i * capacity;
     A sum_gain = 0, sum_shift = 0;
 #pragma omp simd reduction(+ : sum_gain, sum_shift)
     for (int64_t p = 0; p < count; ++p) {
-      const A y = gain * x[p] + shift;
-      const Normal<A> at = normal(y);
-      grad_factor[p] += g[p] * (y * at.below);
-      const A grad_y = g[p] * f[p] * (at.below + y * at.density);
+      const Gelu<A> at = gelu(unit.activated(x[p]));
+      grad_factor[p] += g[p] * at.value;
+      const A grad_y = g[p] * f[p] * at.slope;
       sum_shift += grad_y;
       sum_gain += grad_y * x[p];
-      g[p] = grad_y * gain;
+      g[p] = grad_y * unit.gain;
       mu[p] += share * g[p];
       along[p] += share * (g[p] * x[p]);
     }
@@ -280,7 +282,7 @@ void backward_network(
     A sum = 0, sum0 = 0, sum1 = 0, sum2 = 0, sum3 = 0, sum4 = 0;
 #pragma omp simd reduction(+ : sum, sum0, sum1, sum2, sum3, sum4)
     for (int64_t p = 0; p < count; ++p) {
-      const A grad_h = (g[p] - mu[p] - x[p] * along[p]) * s[p];
+      const A grad_h = before_norm(g[p], mu[p], x[p], along[p], s[p]);
       sum += grad_h;
       sum0 += grad_h * dx[p];
       sum1 += grad_h * dy[p];

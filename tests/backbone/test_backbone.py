@@ -6,6 +6,7 @@ import pytest
 import torch
 from detectron2.layers import ShapeSpec
 
+from aff_seg import ops
 from aff_seg.backbone import AutoFocusFormer
 from aff_seg.backbone.merging import choose_centres, grid_prior
 
@@ -94,6 +95,34 @@ def test_forward_writes_nothing(backbone):
     for size in ((8, 8), (64, 96), (40, 40)):
         backbone(torch.randn(1, 3, *size))
     assert same(before, plain(everything()))
+
+
+@pytest.mark.parametrize("learns", [True, False])
+def test_readers_are_made_once_a_stage_where_gradients_need_them(backbone, learns, monkeypatch):
+    made, given = [], []
+    make, attend = ops.cluster_readers, ops.cluster_attention
+
+    def remember(*args):
+        made.append(make(*args))
+        return made[-1]
+
+    def listen(*args, readers):
+        given.append(readers)
+        return attend(*args, readers=readers)
+
+    monkeypatch.setattr(ops, "cluster_readers", remember)
+    monkeypatch.setattr(ops, "cluster_attention", listen)
+    model = copy.deepcopy(backbone)
+    for stage in model.layers:
+        stage.blocks.append(copy.deepcopy(stage.blocks[0]))
+    with torch.set_grad_enabled(learns):
+        model(torch.randn(1, 3, 96, 64))
+    assert len(made) == 4 * learns and len(given) == 8
+    for i, readers in enumerate(given):
+        assert readers is (made[i // 2] if learns else None)
+    given.clear()
+    model.requires_grad_(False)(torch.randn(1, 3, 96, 64))
+    assert given == [None] * 8
 
 
 def test_grid_memory_serves_training_after_inference(backbone):

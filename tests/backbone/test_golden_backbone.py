@@ -39,34 +39,35 @@ def _backbone(config: str) -> torch.nn.Module:
         "clustering_random_64x96_m8",
     ],
 )
-def test_clustering(name):
+def test_clustering(name, device):
     case = Case(name)
-    pos = torch.from_numpy(case["pos"]).float()
+    pos = torch.from_numpy(case["pos"]).float().to(device)
     m = case.info["m"]
 
     order = path_order(pos, tuple(case.info["size"]), m)
-    assert np.array_equal(order.numpy(), case["order"])
+    assert np.array_equal(order.cpu().numpy(), case["order"])
 
     ordered = pos.gather(1, order[..., None].expand(-1, -1, 2))
     nearest = nearest_clusters(ordered, m, case.info["nnc"])
-    assert np.array_equal(nearest.numpy(), case["nearest"])
+    assert np.array_equal(nearest.cpu().numpy(), case["nearest"])
 
 
 def _sorted_by_yx(points):
-    x, y = points.pos.unbind(-1)
+    pos, feat = points.pos.cpu(), points.feat.cpu()
+    x, y = pos.unbind(-1)
     order = (y * 4096 + x).argsort(dim=1)[..., None]
     return (
-        points.pos.gather(1, order.expand(-1, -1, 2)),
-        points.feat.gather(1, order.expand(-1, -1, points.feat.shape[-1])),
+        pos.gather(1, order.expand(-1, -1, 2)),
+        feat.gather(1, order.expand(-1, -1, feat.shape[-1])),
     )
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_backbone(name):
+def test_backbone(name, device):
     case = Case(name)
-    backbone = _backbone(CONFIGS[name]).eval()
+    backbone = _backbone(CONFIGS[name]).eval().to(device)
     with torch.no_grad():
-        out = backbone(noise(case.info["input"], case.info["seed"]))
+        out = backbone(noise(case.info["input"], case.info["seed"]).to(device))
     for level, points in out.items():
         pos, feat = _sorted_by_yx(points)
         assert np.array_equal(pos.numpy(), case[f"{level}_pos"]), level
@@ -76,10 +77,10 @@ def test_backbone(name):
         np.testing.assert_allclose(feat.norm(dim=1).numpy(), case[f"{level}_norm"], rtol=1e-4)
 
 
-def test_backbone_gradients():
+def test_backbone_gradients(device):
     case = Case("backbone_mini_train_128x144")
-    backbone = _backbone("cityscapes/panoptic/aff_mini").train()
-    out = backbone(noise(case.info["input"], case.info["seed"]))
+    backbone = _backbone("cityscapes/panoptic/aff_mini").train().to(device)
+    out = backbone(noise(case.info["input"], case.info["seed"]).to(device))
     loss = 0.0
     for level, points in out.items():
         pos, feat = _sorted_by_yx(points)

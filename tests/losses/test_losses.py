@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from detectron2.projects.point_rend.point_features import point_sample
 
 from aff_seg.losses import HungarianMatcher, SetCriterion
 from aff_seg.losses.points import dice, pairwise_bce, pairwise_dice, sample_masks
@@ -126,6 +127,31 @@ def test_masks_of_any_size_are_read_at_the_same_place():
     got = sample_masks(large[:, 0], points)
     torch.testing.assert_close(got, sample_masks(small[:, 0], points))
     torch.testing.assert_close(got, small.flatten(1))
+
+
+@pytest.fixture
+def deterministic():
+    """Deterministic algorithms of PyTorch, for one test."""
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def test_deterministic_reading_is_the_same(deterministic):
+    masks = torch.randn(3, 9, 14, dtype=torch.float64, requires_grad=True)
+    points = torch.rand(3, 500, 2, dtype=torch.float64)
+    points[:, 0], points[:, 1] = 0, 1  # where half or more of what is read lies outside
+    got = sample_masks(masks, points)
+    want = point_sample(masks[:, None], points, align_corners=False).squeeze(1)
+    torch.testing.assert_close(got, want)
+    weight = torch.randn_like(got)
+    grads = [torch.autograd.grad(out, masks, weight)[0] for out in (got, want)]
+    torch.testing.assert_close(*grads)
+
+
+def test_deterministic_reading_ignores_what_is_outside(deterministic):
+    masks = torch.full((1, 2, 2), torch.inf)
+    assert sample_masks(masks, torch.zeros(1, 1, 2)).item() == torch.inf
 
 
 def test_images_may_differ_in_the_size_of_their_masks(criterion):

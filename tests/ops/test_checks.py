@@ -15,7 +15,8 @@ from op_inputs import (
 
 from aff_seg import ops
 
-pytestmark = needs_native
+# Kernels of a GPU assert what depends on values, where a CPU's tell it in a sentence.
+pytestmark = [needs_native, pytest.mark.cpu_kernels]
 
 F32 = torch.float32
 FORWARD = {"knn": knn_inputs, **INPUTS}
@@ -30,6 +31,7 @@ def _arguments(name: str) -> dict:
         out = getattr(torch.ops.aff_seg, forward)(*raw_arguments(forward, values))
         if forward == "cluster_attention":
             values["out"], values["lse"] = out
+            values["start"], values["place"] = ops.cluster_readers(values["clusters"], 7)
         values["grad"] = torch.zeros_like(out if torch.is_tensor(out) else out[0])
     return values
 
@@ -46,7 +48,7 @@ def _tensors(forward: str) -> list[str]:
 # All tensors of forward operators, and those that backward ones have besides.
 PLACES = [(name, key) for name in FORWARD for key in _tensors(name)]
 PLACES += [(f"{name}_backward", "grad") for name in INPUTS]
-PLACES += [("cluster_attention_backward", key) for key in ("out", "lse")]
+PLACES += [("cluster_attention_backward", key) for key in ("out", "lse", "start", "place")]
 ANYWHERE = pytest.mark.parametrize(("name", "key"), PLACES)
 # Axes whose sizes no other argument shares.
 FREE = {

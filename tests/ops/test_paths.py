@@ -59,7 +59,7 @@ def test_a_library_that_does_not_load_is_told(unbuilt):
 
 
 def test_a_library_of_other_sources_is_told(unbuilt):
-    (unbuilt / "aff_seg" / "_C.py").touch()
+    (unbuilt / "aff_seg" / "_C.py").write_text("CUDA = False\n")
     done = _run(KNN, unbuilt)
     assert "built from other sources (knn differs): build them again" in done.stderr
 

@@ -67,12 +67,16 @@ def flex(
     m: int,
     pos_weight: Tensor,
     pos_bias: Tensor,
-) -> Callable[[], Tensor]:
+    *,
+    backward: bool = False,
+) -> Callable[[], object]:
     """A call of compiled flex_attention on blocks of 128 tokens; of one image.
 
     Blocks that no neighbourhood touches are left out, which takes the list of clusters and is
-    not part of the call, as it would serve all blocks of a stage.
+    not part of the call, as it would serve all blocks of a stage. With ``backward`` the call also
+    computes the gradients of q, k and v.
     """
+    torch.compiler.reset()  # or compiling for ever new functions comes to an end
     num_tokens = q.shape[1]
     # Tensors that the two functions below read must be no views, or compiling fails.
     x, y = (column.clone() for column in pos[0].unbind(-1))
@@ -96,8 +100,19 @@ def flex(
 
     mask = _block_mask(clusters[0], m, num_tokens, visible)
     heads_first = [x.transpose(1, 2).contiguous() for x in (q, k, v)]
-    compiled = torch.compile(flex_attention)
-    return lambda: compiled(*heads_first, score_mod=located, block_mask=mask).transpose(1, 2)
+    compiled = torch.compile(flex_attention, dynamic=False)
+
+    def forward() -> Tensor:
+        return compiled(*heads_first, score_mod=located, block_mask=mask).transpose(1, 2)
+
+    def both() -> tuple[Tensor, ...]:
+        out = forward()
+        return torch.autograd.grad(out, heads_first, torch.ones_like(out))
+
+    if not backward:
+        return forward
+    heads_first = [x.requires_grad_() for x in heads_first]
+    return both
 
 
 def _block_mask(clusters: Tensor, m: int, num_tokens: int, visible: Callable) -> BlockMask:

@@ -4,19 +4,16 @@ A way is a function of one flag, ``memory``: it runs once and returns a :class:`
 part of the work. Its first run, with ``memory`` set, also warms it up.
 """
 
-import ctypes
-import resource
+import math
 import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
-from pathlib import Path
+from functools import cache
 
 import torch
 
-STATUS, CLEAR_REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
-MEMINFO = Path("/proc/meminfo")
+from bench.clocks import clock
 
 
 @dataclass(frozen=True)
@@ -43,6 +40,14 @@ class WayError(Exception):
     """Why a way could not be measured, in a few words."""
 
 
+def in_brief(error: Exception) -> str:
+    """The first words of an error."""
+    first, *others = (str(error).strip() or type(error).__name__).splitlines()
+    if first.endswith(":") and others:  # the compiler's, around another
+        first = f"{first} {others[0]}"
+    return first[:100]
+
+
 def best_device() -> torch.device:
     """The GPU where there is one, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -57,46 +62,53 @@ class Stopwatch:
     Args:
         device: where the call computes.
         memory: look at memory too. Runs so watched give free memory back to the system first.
+        queued: leave out the host's part: a GPU starts when it has got the call.
     """
 
-    def __init__(self, device: torch.device, memory: bool):
-        self.device, self.memory = device, memory
-        self.samples: dict[str, Sample] = {}
+    def __init__(self, device: torch.device, memory: bool, *, queued: bool = False):
+        self._clock, self._memory = clock(device), memory
+        self._laps: list[tuple[str, object, object, int | None]] = []
+        self._clock.ready(queued)
         if memory:
-            _reset_peak(device)
-            self._before = _in_use(device)
-        self._restart()
+            self._clock.reset_peak()
+            self._before = self._clock.in_use()
+        self._start = self._clock.mark()
 
     def lap(self, name: str) -> None:
         """End the lap ``name``; the next one starts here."""
-        self._wait()
-        seconds = time.perf_counter() - self._started
+        end = self._clock.mark()
         peak = None
-        if self.memory:
-            peak = max(0, _peak(self.device) - self._before)
-            _reset_peak(self.device)
-        self.samples[name] = Sample(seconds, peak)
-        self._restart()
+        if self._memory:
+            peak = max(0, self._clock.peak() - self._before)
+            self._clock.reset_peak()
+        self._laps.append((name, self._start, end, peak))
+        self._start = self._clock.mark() if self._memory else end
 
-    def _restart(self) -> None:
-        self._wait()
-        self._started = time.perf_counter()
+    @property
+    def samples(self) -> dict[str, Sample]:
+        """All laps so far, when the device has done them."""
+        return {
+            name: Sample(self._clock.seconds(start, end), peak)
+            for name, start, end, peak in self._laps
+        }
 
-    def _wait(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
 
-
-def single(call: Callable[[], object], device: torch.device) -> Way:
-    """A way of one part, named "", from a plain call."""
+def single(call: Callable[[], object], device: torch.device, *, queued: bool = False) -> Way:
+    """A way of one part, named "", from a plain call; see :class:`Stopwatch`."""
 
     def way(memory: bool) -> dict[str, Sample]:
-        watch = Stopwatch(device, memory)
+        watch = Stopwatch(device, memory, queued=queued)
         call()
         watch.lap("")
         return watch.samples
 
     return way
+
+
+def lazily(build: Callable[[], Way]) -> Way:
+    """A way that is built by its first run, which fails if that does."""
+    built = cache(build)
+    return lambda memory: built()(memory)
 
 
 def combine(samples: dict[str, Sample], names: tuple[str, ...]) -> Sample:
@@ -107,7 +119,7 @@ def combine(samples: dict[str, Sample], names: tuple[str, ...]) -> Sample:
 
 
 def take_turns(
-    ways: dict[str, Way], runs: int, patience: float
+    ways: dict[str, Way], runs: int, patience: float, share: float = math.inf
 ) -> tuple[dict[str, dict[str, Figure]], dict[str, str]]:
     """Run all ways in turn, again and again.
 
@@ -116,23 +128,24 @@ def take_turns(
         runs: runs of each that count, after one that does not.
         patience: no new round starts after so many seconds. A way whose first run takes longer
             than this is not run again: its first run counts.
+        share: a way whose turns have taken so many seconds gets no more.
 
     Returns:
         figures by way and part; for each way that could not be measured, why.
     """
     first, counted, reasons = {}, {name: [] for name in ways}, {}
+    spent = dict.fromkeys(ways, 0.0)
 
     def run(name: str, memory: bool) -> dict[str, Sample] | None:
         try:
             return ways[name](memory)
-        except WayError as error:
-            reasons[name] = str(error)
+        except Exception as error:  # whatever it is, the other ways go on
+            reasons[name] = in_brief(error)
 
     for name in ways:
-        started = time.perf_counter()
         if (samples := run(name, True)) is not None:
             first[name] = samples
-            if time.perf_counter() - started > patience:
+            if max(sample.seconds for sample in samples.values()) > patience:
                 counted[name].append(samples)
     again = [name for name in first if not counted[name]]
     started = time.perf_counter()
@@ -140,8 +153,12 @@ def take_turns(
         if count and time.perf_counter() - started > patience:
             break
         for name in again:
-            if name not in reasons and (samples := run(name, False)) is not None:
+            if name in reasons or spent[name] > share:
+                continue
+            turn = time.perf_counter()
+            if (samples := run(name, False)) is not None:
                 counted[name].append(samples)
+            spent[name] += time.perf_counter() - turn
     return {
         name: {
             part: Figure(
@@ -158,48 +175,4 @@ def take_turns(
 
 def free_memory(device: torch.device) -> int:
     """Bytes that a call may still take."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    return _kilobytes(MEMINFO, "MemAvailable")
-
-
-def _kilobytes(path: Path, key: str) -> int:
-    """A ``key:  123 kB`` line of a file, in bytes."""
-    lines = dict(line.split(":", 1) for line in path.read_text().splitlines())
-    return 1024 * int(lines[key].split()[0])
-
-
-def _in_use(device: torch.device) -> int:
-    if device.type == "cuda":
-        return torch.cuda.memory_allocated(device)
-    return _kilobytes(STATUS, "VmRSS")
-
-
-def _reset_peak(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        return
-    # glibc alone keeps freed memory for itself, and alone has this function.
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim:
-        trim(0)
-    if _can_reset_peak():
-        CLEAR_REFS.write_text("5")
-
-
-def _peak(device: torch.device) -> int:
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    if _can_reset_peak():
-        return _kilobytes(STATUS, "VmHWM")
-    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-
-
-@lru_cache
-def _can_reset_peak() -> bool:
-    """Whether the kernel lets a process forget its peak; else the peak is of its whole life."""
-    try:
-        CLEAR_REFS.write_text("5")
-    except OSError:
-        return False
-    return True
+    return clock(device).free()

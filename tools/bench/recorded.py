@@ -9,7 +9,23 @@ import torch
 from torch import Tensor
 
 from aff_seg import layers, ops
-from bench.models import our_model, random_image
+from aff_seg.backbone import clustering
+from bench.models import autocast, our_model, random_image
+
+# Arguments that are features, which may have fewer bits; those that get gradients.
+FEATURES = {
+    "knn": (),
+    "cluster_attention": (0, 1, 2),
+    "point_conv": (0,),
+    "shepard_interpolate": (0,),
+    "deformable_points": (0,),
+}
+LEARNED = {
+    "cluster_attention": (0, 1, 2, 6, 7, 8, 9),
+    "point_conv": (0, 1, 6, 7, 8, 9),
+    "shepard_interpolate": (0,),
+    "deformable_points": (0, 3, 4, 5),
+}
 
 
 @dataclass(frozen=True)
@@ -19,6 +35,17 @@ class Case:
     operator: str
     args: tuple
     kwargs: dict
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the features, or else of the positions."""
+        return self.args[0].dtype
+
+    @property
+    def learned(self) -> list[int]:
+        """Positions of the arguments that get gradients."""
+        learned = LEARNED.get(self.operator, ())
+        return [i for i in learned if isinstance(self.args[i], Tensor)]
 
     @property
     def work(self) -> int:
@@ -33,7 +60,8 @@ class Case:
         if self.operator == "knn":
             sizes = f"{shape[0]} to {second.shape[1]} points, k = {third}"
         elif self.operator == "cluster_attention":
-            sizes = f"{shape[0]} tokens, {shape[1]} heads of {shape[2]}"
+            near = f"{self.args[4].shape[2]} clusters of {self.args[5]}"
+            sizes = f"{shape[0]} tokens, {shape[1]} heads of {shape[2]}, {near}"
         elif self.operator == "point_conv":
             centre, clusters, m = self.args[3:6]
             near = clusters.shape[2] * m
@@ -61,8 +89,12 @@ KINDS: tuple[tuple[str, Callable[[tuple], bool]], ...] = (
 )
 
 
-def record(size: tuple[int, int]) -> list[Case]:
-    """Calls of a run on one image, one of each kind, with no gradients attached."""
+def record(size: tuple[int, int], dtype: torch.dtype = torch.float32) -> list[Case]:
+    """Calls of a run on one image, one of each kind, with no gradients attached.
+
+    The run is under autocast for another type than float32, and features that the model keeps in
+    float32 nevertheless are converted.
+    """
     calls: list[Case] = []
 
     def recorder(name: str, operator: Callable) -> Callable:
@@ -74,7 +106,10 @@ def record(size: tuple[int, int]) -> list[Case]:
 
     torch.manual_seed(0)
     model = our_model("tiny")
+    # What an earlier run left would not be called for.
+    clustering._remembered_grid.cache_clear()
     with ExitStack() as stack:
+        stack.enter_context(autocast(dtype))
         # Whole calls, not parts that fit a cache.
         stack.enter_context(mock.patch.object(layers, "_PART", 1 << 62))
         for name in ops.active_paths():
@@ -90,7 +125,12 @@ def record(size: tuple[int, int]) -> list[Case]:
     return [
         Case(
             case.operator,
-            tuple(x.detach() if isinstance(x, Tensor) else x for x in case.args),
+            tuple(
+                x.detach().to(dtype if i in FEATURES[case.operator] else x.dtype)
+                if isinstance(x, Tensor)
+                else x
+                for i, x in enumerate(case.args)
+            ),
             case.kwargs,
         )
         for case in chosen

@@ -6,7 +6,13 @@ from tabulate import tabulate
 
 from bench import operators, parts
 from bench.models import FORWARD_BACKWARD
-from bench.rows import REFERENCE, Row, find
+from bench.rows import BFLOAT16, FLOAT32, OURS, REFERENCE, Row, find
+
+# The case that targets on a GPU are about: AFF-Tiny's first stage on a large image.
+LARGE = "1024x2048"
+TOKENS, CHANNELS, CLUSTERS = 131072, 64, 6
+ATTENTION = f"cluster_attention, {TOKENS} tokens, 2 heads of 32, {CLUSTERS} clusters of 8"
+SEARCH = f"knn, {TOKENS} to 32768 points, k = 4"
 
 
 @dataclass(frozen=True)
@@ -50,11 +56,49 @@ def targets(rows: list[Row], exponent: float | None) -> list[Target]:
     label += ", forward + backward"
     found.append(Target(f"{label}: speed", 2.5, True, row and row.ratio))
     found.append(Target(f"{label}: peak memory", 1 / 3, False, _inverse(row)))
-    what = "knn, 131072 to 32768 points, k = 4"
-    row = find(rows, operators.SECTION, what, "1024x2048", operators.TREE)
-    found.append(Target(f"{what}, against {operators.TREE}: speed", 2.0, True, row and row.ratio))
+    row = find(rows, operators.SECTION, SEARCH, LARGE, operators.TREE)
+    found.append(Target(f"{SEARCH}, against {operators.TREE}: speed", 2.0, True, row and row.ratio))
     what = "exponent of the backbone's time against tokens, 256x256 to 2048x4096"
     found.append(Target(what, 1.1, False, exponent))
+    return found
+
+
+def gpu_targets(limits: dict[str, float], rows: list[Row], _exponent: float | None) -> list[Target]:
+    """All targets on a GPU; ``limits`` as :func:`bench.machine.limits` gives them."""
+
+    def attention(direction: str, way: str = OURS, dtype: str = BFLOAT16) -> Row | None:
+        what = f"{ATTENTION}, {direction}" if direction else ATTENTION
+        return find(rows, operators.SECTION, what, LARGE, way, dtype)
+
+    forward, backward = attention(""), attention(operators.BACKWARD)
+    # q, k, v and the result in two bytes, indices in four.
+    moved = TOKENS * (4 * CHANNELS * 2 + CLUSTERS * 4)
+    share = moved / forward.seconds / limits["bytes"] if forward else None
+    ratio = backward.seconds / forward.seconds if forward and backward else None
+    label = f"{ATTENTION}, {BFLOAT16}"
+    found = [
+        Target(f"{label}: share of the copy bandwidth", 0.4, True, share),
+        Target(f"{label}: backward / forward", 4.0, False, ratio),
+    ]
+    for dtype in (BFLOAT16, FLOAT32):
+        for direction, speed in (("", 10.0), (operators.BOTH, 8.0)):
+            row = attention(direction, operators.GATHER, dtype)
+            label = f"{ATTENTION}, {dtype}, {direction or 'forward'}, against {operators.GATHER}"
+            found.append(Target(f"{label}: speed", speed, True, row and row.ratio))
+            found.append(Target(f"{label}: peak memory", 0.1, False, _inverse(row)))
+    search = find(rows, operators.SECTION, SEARCH, LARGE, OURS)
+    found.append(Target(f"{SEARCH}: ms", 0.3, False, _milliseconds(search)))
+    what = parts.part_name("tiny", parts.BACKBONE_ALONE)
+    for way, wanted in ((OURS, 8.0), (parts.GRAPH, 5.0)):
+        row = find(rows, parts.PARTS, what, LARGE, way, BFLOAT16)
+        how = "eager" if way == OURS else "captured"
+        label = f"{what}, {LARGE}, {BFLOAT16}, {how}: ms"
+        found.append(Target(label, wanted, False, _milliseconds(row)))
+    for dtype in (BFLOAT16, FLOAT32):
+        for part in parts.RESULTS.values():
+            row = find(rows, parts.COMPARISON, part, LARGE, parts.THEIRS, dtype)
+            label = f"AFF-Tiny against {parts.THEIRS}, {part}, {LARGE}, {dtype}: time"
+            found.append(Target(label, 0.7, False, 1 / row.ratio if row and row.ratio else None))
     return found
 
 
@@ -70,8 +114,14 @@ def target_table(found: list[Target]) -> str:
         for target in found
     ]
     return tabulate(
-        lines, headers=["TARGETS (ratios)", "measured", "wanted", ""], disable_numparse=True
+        lines,
+        headers=["TARGETS (ratios, or as said)", "measured", "wanted", ""],
+        disable_numparse=True,
     )
+
+
+def _milliseconds(row: Row | None) -> float | None:
+    return row and row.seconds * 1e3
 
 
 def _inverse(row: Row | None) -> float | None:

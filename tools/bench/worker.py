@@ -8,9 +8,59 @@ from multiprocessing.connection import Connection
 
 import torch
 
-from bench.measure import Sample, Way, WayError
+from bench.measure import Sample, Way, WayError, in_brief
 
 SWITCH = "AFF_SEG_OPS"
+
+
+class TooSlow(WayError):
+    """Nothing came from a process in time."""
+
+
+class Child:
+    """A process started for some work, and the pipe to it.
+
+    Args:
+        target: module-level function that serves the other end of the pipe.
+        arguments: of ``target``, after the connection.
+    """
+
+    def __init__(self, target: Callable[..., None], *arguments: object):
+        context = multiprocessing.get_context("spawn")
+        self._connection, theirs = context.Pipe()
+        self._process = context.Process(target=target, args=(theirs, *arguments), daemon=True)
+        self._process.start()
+        theirs.close()
+
+    def send(self, message: object) -> None:
+        self._connection.send(message)
+
+    def receive(self, limit: float) -> object:
+        """The next message.
+
+        Raises:
+            TooSlow: it does not come within ``limit`` seconds, which ends the process.
+            WayError: the process has ended, or the message is a :class:`WayError`.
+        """
+        if not self._connection.poll(limit):
+            self._process.kill()
+            raise TooSlow(f"not done in {limit:.0f} s")
+        try:
+            reply = self._connection.recv()
+        except (EOFError, ConnectionResetError):
+            self._process.join()
+            code = self._process.exitcode
+            raise WayError(f"its process ended with status {code}") from None
+        if isinstance(reply, WayError):
+            raise reply
+        return reply
+
+    def close(self) -> None:
+        """End the process, which leaves by itself unless it is at work."""
+        self._connection.close()
+        self._process.join(5)
+        self._process.terminate()
+        self._process.join()
 
 
 class Worker:
@@ -31,21 +81,17 @@ class Worker:
         limit: float = 900,
         **arguments: object,
     ):
-        context = multiprocessing.get_context("spawn")
         self._limit = limit
         self._failure: WayError | None = None
-        self._connection, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs, build, arguments), daemon=True)
         with _operators(reference):
-            self._process.start()
-        theirs.close()
+            self._child = Child(_serve, build, arguments)
 
     def __call__(self, memory: bool) -> dict[str, Sample]:
         if self._failure is not None:
             raise self._failure
+        self._child.send(memory)
         try:
-            self._connection.send(memory)
-            return self._receive()
+            return self._child.receive(self._limit)
         except WayError as error:
             self._failure = error
             raise
@@ -53,31 +99,13 @@ class Worker:
     def wait(self) -> None:
         """Return when the way is built there, or has failed; its runs will say why."""
         try:
-            self._receive()
+            self._child.receive(self._limit)
         except WayError as error:
             self._failure = error
 
     def close(self) -> None:
-        """End the process, which leaves by itself unless it is at work."""
-        self._connection.close()
-        self._process.join(5)
-        self._process.terminate()
-        self._process.join()
-
-    def _receive(self) -> dict[str, Sample] | None:
-        """The next reply: None when the way is built, then its samples."""
-        if not self._connection.poll(self._limit):
-            self._process.kill()
-            raise WayError(f"not done in {self._limit:.0f} s")
-        try:
-            reply = self._connection.recv()
-        except EOFError:
-            self._process.join()
-            code = self._process.exitcode
-            raise WayError(f"its process ended with status {code}") from None
-        if isinstance(reply, str):
-            raise WayError(reply)
-        return reply
+        """End the process."""
+        self._child.close()
 
 
 @contextmanager
@@ -116,5 +144,4 @@ def _serve(connection: Connection, build: Callable[..., Way], arguments: dict) -
     except EOFError:
         return
     except Exception as error:
-        text = str(error).strip() or type(error).__name__
-        connection.send(text.splitlines()[0][:100])
+        connection.send(WayError(in_brief(error)))
