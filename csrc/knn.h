@@ -18,8 +18,9 @@
 #include <c10/macros/Macros.h>
 
 #include <cstdint>
-#include <cstring>
 #include <tuple>
+
+#include "bits.h"
 
 namespace aff_seg {
 
@@ -70,15 +71,6 @@ struct Candidate<double> {
 
 template <typename T>
 using CandidateKey = typename Candidate<T>::Key;
-
-// Another type's value of the same bits.
-template <typename To, typename From>
-C10_HOST_DEVICE inline To same_bits(From from) {
-  static_assert(sizeof(To) == sizeof(From));
-  To to;
-  memcpy(&to, &from, sizeof(To));
-  return to;
-}
 
 template <typename T>
 C10_HOST_DEVICE inline CandidateKey<T> candidate_key(T distance, int32_t index) {

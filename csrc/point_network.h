@@ -7,19 +7,11 @@
 
 #include <cmath>
 #include <cstdint>
-#include <cstring>
 
+#include "bits.h"
 #include "relative.h"
 
 namespace aff_seg {
-
-template <typename To, typename From>
-C10_HOST_DEVICE inline To same_bits(From from) {
-  static_assert(sizeof(To) == sizeof(From));
-  To to;
-  std::memcpy(&to, &from, sizeof(To));
-  return to;
-}
 
 // exp(-x) for x >= 0, to 2e-7, held at exp(-87). Bits of such x compare as x does, without the
 // branch that a comparison of floats may become.

@@ -1,6 +1,7 @@
 """`make gpu-check` where there is no GPU, and how it runs its checks."""
 
 import importlib
+import os
 import re
 import subprocess
 import sys
@@ -67,7 +68,12 @@ def test_the_sanitizer_runs_the_same_python(gate, monkeypatch):
     monkeypatch.setattr(gate, "find_sanitizer", lambda: "/somewhere/compute-sanitizer")
     found = {check.name: check for check in gate.checks() if check.program}
     assert set(found) == {"memcheck", "racecheck"}
-    assert all(sys.executable in check.command for check in found.values())
+    for check in found.values():
+        assert sys.executable in check.command
+        # It finds what the tests share, and then that there is no GPU, or that all is well.
+        code = "import runpy; runpy.run_path('tests/gpu/small_run.py')"
+        environment = {**os.environ, **check.environment}
+        subprocess.run([sys.executable, "-c", code], env=environment, check=True)
 
 
 def test_copies_keep_their_strides():

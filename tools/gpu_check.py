@@ -87,9 +87,12 @@ def checks(python: str = sys.executable) -> list[Check]:
         options = ("--kernel-name", "kns=aff_seg", "--error-exitcode", "9")
         for tool in ("memcheck", "racecheck"):
             command = (sanitizer, "--tool", tool, *options, python, "tests/gpu/small_run.py")
-            # Every tensor then has memory of its own, so that reading past its end shows.
-            alone = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
-            found.append(Check(tool, command, 90, program=True, environment=alone))
+            environment = {
+                # Every tensor then has memory of its own, so that reading past its end shows.
+                "PYTORCH_NO_CUDA_MEMORY_CACHING": "1",
+                "PYTHONPATH": str(REPO / "tests"),
+            }
+            found.append(Check(tool, command, 90, program=True, environment=environment))
     return [*found, Check("training", ("tests/gpu/train_shapes.py",), 120)]
 
 

@@ -1,12 +1,9 @@
-"""Every operator once on a GPU, forward and backward, to be run under compute-sanitizer."""
+"""Every operator once on a GPU, forward and backward, to be run under compute-sanitizer.
 
-import sys
-from pathlib import Path
+With ``tests`` on PYTHONPATH.
+"""
 
 import torch
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
 from native_op import DTYPES, requiring_grad
 from op_inputs import INPUTS, knn_inputs
 
