@@ -1,5 +1,6 @@
 """Processes of a training: started here as by Detectron2, or by torchrun or srun."""
 
+import gc
 import multiprocessing
 import os
 import re
@@ -155,20 +156,29 @@ def _join(place: Place) -> None:
 
 
 def _run(main: Callable[[Any], None], arguments: Any) -> None:
-    """Run ``main`` and leave the process groups, which would abort a program that ends in them."""
+    """Run ``main`` and leave the process groups."""
+    end: UserError | Stopped | None = None
     try:
         main(arguments)
-    except Stopped:
-        _leave()
-        raise
-    _leave()
-
-
-def _leave() -> None:
+    except (UserError, Stopped) as error:
+        # Without the frames of main, which hold the model.
+        end = error.with_traceback(None)
     if torch.distributed.is_initialized():
-        # The others may still be at work.
-        comm.synchronize()
-        torch.distributed.destroy_process_group()
+        if not isinstance(end, UserError):
+            # The others may still be at work; after an error they may wait for this one.
+            comm.synchronize()
+        _leave_groups()
+    if end is not None:
+        raise end
+
+
+def _leave_groups() -> None:
+    """Leave all process groups and end their threads, which abort a program that ends first."""
+    torch.distributed.destroy_process_group()
+    # The threads run as long as something holds a group: models, and these two of Detectron2.
+    comm._LOCAL_PROCESS_GROUP = None
+    comm._get_global_gloo_group.cache_clear()
+    gc.collect()
 
 
 def _pass_on(number: int, frame: types.FrameType | None) -> None:

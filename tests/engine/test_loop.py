@@ -129,21 +129,26 @@ def test_a_bad_gradient_is_skipped_too(caplog):
 
 
 PROCESSES = """
-import logging, sys, torch
+import argparse, logging, sys
+from pathlib import Path
 from torch.nn.parallel import DistributedDataParallel
 from detectron2.utils import comm
-from test_loop import NAN, StepOptions, Toy, TrainLoop, image
+from aff_seg.engine.launch import launch
+from test_loop import NAN, StepOptions, Toy, TrainLoop, image, torch
 logging.basicConfig(stream=sys.stdout)
-torch.distributed.init_process_group("gloo")
-comm.create_local_process_group(2)
-rank = comm.get_rank()
-batches = [[image(1.0)], [image(NAN if rank else 1.0, f"{rank}.png")], [image(1.0)]]
-model = DistributedDataParallel(Toy())
-optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-loop = TrainLoop(model, batches, optimizer, StepOptions(max_skipped=1))
-loop.train(0, 3)
-torch.distributed.destroy_process_group()
-print("weight", round(model.module.weight.item(), 4), "skipped", loop.skipped)
+
+def main(arguments):
+    rank = comm.get_rank()
+    batches = [[image(1.0)], [image(NAN if rank else 1.0, f"{rank}.png")], [image(1.0)]]
+    model = DistributedDataParallel(Toy())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    loop = TrainLoop(model, batches, optimizer, StepOptions(max_skipped=1))
+    loop.train(0, 3)
+    print("weight", round(model.module.weight.item(), 4), "skipped", loop.skipped)
+
+launch(main, argparse.Namespace(num_gpus=1, num_machines=1))
+names = [file.read_text() for file in Path("/proc/self/task").glob("*/comm")]
+print("threads left", sum("gloo" in name for name in names))
 """
 
 
@@ -162,6 +167,8 @@ def test_processes_skip_together_and_name_the_images_of_all(tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("Iteration 2 is skipped, loss_ce not finite on 1.png (1 in a row") == 2
     assert done.stdout.count("weight 0.46 skipped 0") == 2
+    # They would abort the program now and then.
+    assert done.stdout.count("threads left 0") == 2
 
 
 def test_gradients_that_overflow_are_left_to_the_scaler(caplog):
