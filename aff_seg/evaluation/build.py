@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators
-from detectron2.utils import comm
 
 from aff_seg.data.checks import remedy
 from aff_seg.errors import UserError
@@ -38,12 +37,8 @@ class Entry:
 SEMANTIC = Entry("SEMANTIC_ON", "sem_seg", SemanticEvaluator)
 INSTANCE = Entry("INSTANCE_ON", "segm", InstanceEvaluator, reads="json_file")
 PANOPTIC = Entry("PANOPTIC_ON", "panoptic_seg", PanopticEvaluator)
-CITYSCAPES_SEMANTIC = Entry(
-    "SEMANTIC_ON", "sem_seg", lambda name, folder: cityscapes.SemanticEvaluator(name)
-)
-CITYSCAPES_INSTANCE = Entry(
-    "INSTANCE_ON", "segm", lambda name, folder: cityscapes.InstanceEvaluator(name)
-)
+CITYSCAPES_SEMANTIC = Entry("SEMANTIC_ON", "sem_seg", cityscapes.SemanticEvaluator)
+CITYSCAPES_INSTANCE = Entry("INSTANCE_ON", "segm", cityscapes.InstanceEvaluator)
 
 EVALUATORS: dict[str, tuple[Entry, ...]] = {
     "sem_seg": (SEMANTIC,),
@@ -96,8 +91,8 @@ def build_evaluator(cfg: CfgNode, dataset_name: str, output_folder: str) -> Data
         output_folder: where evaluators leave their predictions.
 
     Raises:
-        UserError: no evaluator is known for the dataset, it scores none of the outputs that
-            are on, or it cannot run on several machines.
+        UserError: no evaluator is known for the dataset, or it scores none of the outputs that
+            are on.
     """
     return DatasetEvaluators(
         [entry.build(dataset_name, output_folder) for entry in _entries(cfg, dataset_name)]
@@ -111,8 +106,6 @@ def _entries(cfg: CfgNode, dataset_name: str) -> list[Entry]:
             f"Dataset {dataset_name} has evaluator_type {kind!r}; "
             f"known are {', '.join(EVALUATORS)}."
         )
-    if kind.startswith("cityscapes") and comm.get_local_size() != comm.get_world_size():
-        raise UserError(f"Dataset {dataset_name} can be evaluated on one machine only.")
     flags = cfg.MODEL.MASK_FORMER.TEST
     entries = [entry for entry in EVALUATORS[kind] if flags[entry.output]]
     if not entries:

@@ -8,6 +8,7 @@ import os
 import re
 from collections import OrderedDict
 from collections.abc import Iterator
+from tempfile import TemporaryDirectory
 from types import ModuleType
 from typing import Any
 
@@ -15,6 +16,7 @@ import cityscapesscripts.evaluation.evalInstanceLevelSemanticLabeling as scripts
 import cityscapesscripts.evaluation.evalPixelLevelSemanticLabeling as pixel_scripts
 import numpy as np
 from detectron2.evaluation import CityscapesInstanceEvaluator, CityscapesSemSegEvaluator
+from detectron2.evaluation.cityscapes_evaluation import CityscapesEvaluator
 from detectron2.utils import comm
 
 from aff_seg.errors import UserError
@@ -78,7 +80,30 @@ def _output_to_log(title: str) -> Iterator[None]:
         logger.info("%s\n%s", title, output.tables())
 
 
-class InstanceEvaluator(CityscapesInstanceEvaluator):
+class _SharedFolder(CityscapesEvaluator):
+    """Predictions lie as files where every process sees them, for the first one to score.
+
+    Args:
+        dataset_name: registered name.
+        output_dir: folder in which they lie for a while; of several machines, on a disk that they
+            share.
+    """
+
+    def __init__(self, dataset_name: str, output_dir: str):
+        super().__init__(dataset_name)
+        self._output_dir = output_dir
+
+    def reset(self) -> None:
+        """Forget all images."""
+        name = None
+        if comm.is_main_process():
+            os.makedirs(self._output_dir, exist_ok=True)
+            self._working_dir = TemporaryDirectory(prefix="predictions_", dir=self._output_dir)
+            name = self._working_dir.name
+        self._temp_dir = comm.all_gather(name)[0]
+
+
+class InstanceEvaluator(_SharedFolder, CityscapesInstanceEvaluator):
     """AP and AP50 of the eight thing classes."""
 
     def evaluate(self) -> OrderedDict | None:
@@ -120,7 +145,7 @@ class InstanceEvaluator(CityscapesInstanceEvaluator):
         return averages
 
 
-class SemanticEvaluator(CityscapesSemSegEvaluator):
+class SemanticEvaluator(_SharedFolder, CityscapesSemSegEvaluator):
     """IoU of the 19 classes and of their categories, by pixel and weighted by instance."""
 
     def evaluate(self) -> OrderedDict | None:

@@ -187,8 +187,8 @@ def test_cityscapes_tables_go_to_the_log_and_no_file_is_left(
 
 @pytest.mark.parametrize("dataset", ["with_things"], indirect=True)
 @pytest.mark.parametrize("evaluator", [cityscapes.InstanceEvaluator, cityscapes.SemanticEvaluator])
-def test_error_of_the_cityscapes_scripts_is_a_user_error(dataset, evaluator):
-    evaluator = evaluator(dataset.name)
+def test_error_of_the_cityscapes_scripts_is_a_user_error(dataset, evaluator, tmp_path):
+    evaluator = evaluator(dataset.name, str(tmp_path))
     evaluator.reset()
     with pytest.raises(UserError, match="Found no prediction for ground truth .*aachen_000000"):
         evaluator.evaluate()
