@@ -5,6 +5,7 @@ import logging
 import os
 import re
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from aff_seg.errors import UserError
 from aff_seg.head import TRANSFORMER_DECODER_REGISTRY
 
 BASE_KEY = "_BASE_"
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 AT_LEAST_ONE = (
     "MODEL.AFF.CLUSTER_SIZE",
     "SOLVER.ACCUMULATE",
@@ -33,6 +35,25 @@ REGISTRIES = {
     "MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME": SEM_SEG_HEADS_REGISTRY,
     "MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME": TRANSFORMER_DECODER_REGISTRY,
 }
+
+
+def find_config(name: str) -> str:
+    """The path of a config file, given so, or by its place among this project's.
+
+    Args:
+        name: such as ``configs/coco/panoptic/aff_tiny.yaml`` or ``coco/panoptic/aff_tiny``.
+
+    Raises:
+        UserError: there is none.
+    """
+    if os.path.isfile(name):
+        return name
+    path = CONFIGS / f"{name.removesuffix('.yaml')}.yaml"
+    if path.is_file():
+        return str(path)
+    known = [str(p.relative_to(CONFIGS).with_suffix("")) for p in CONFIGS.rglob("aff_*.yaml")]
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
+    raise UserError(f"There is no config {name}; give the path of a yaml file, or take {close[0]}.")
 
 
 def load_cfg(config_file: str, opts: Sequence[str] = ()) -> CfgNode:

@@ -18,10 +18,8 @@ from aff_seg.engine.checkpoint import atomic_open, check_weights_exist
 from aff_seg.errors import UserError
 from aff_seg.prediction.images import read_image
 from aff_seg.prediction.inputs import find_images, output_names
-from aff_seg.prediction.predictor import Predictor
-from aff_seg.prediction.segments import segments_to_json
+from aff_seg.prediction.segmenter import Segmenter
 from aff_seg.setup_cfg import announce_device, load_cfg
-from aff_seg.visualization.overlay import draw_segments
 from aff_seg.visualization.token_figure import draw_tokens
 
 PROGRAM = "demo.py"
@@ -101,16 +99,16 @@ def write_picture(path: str, picture: np.ndarray) -> None:
         Image.fromarray(picture).save(file, format="PNG", compress_level=3)
 
 
-def process(predictor: Predictor, path: str, target: str, *, tokens: bool) -> None:
+def process(segmenter: Segmenter, path: str, target: str, *, tokens: bool) -> None:
     """Segment the picture at ``path`` and write ``<target>_overlay.png`` and the others."""
     image = read_image(path)
-    prediction = predictor(image)
-    segments = segments_to_json(prediction.result, predictor.metadata, image.shape[:2])
-    overlay = draw_segments(image, prediction.result, predictor.metadata)
+    segmentation = segmenter(image, tokens=tokens)
+    segments = segmenter.to_json(segmentation)
+    overlay = segmenter.draw(image, segmentation)
     try:
         write_picture(f"{target}_overlay.png", overlay)
         if tokens:
-            figure = draw_tokens(image, prediction.tokens, prediction.input_size)
+            figure = draw_tokens(image, segmentation.tokens, segmentation.input_size)
             write_picture(f"{target}_tokens.png", figure)
         with atomic_open(f"{target}.json") as file:
             file.write(json.dumps({"image": path, **segments}).encode())
@@ -125,12 +123,12 @@ def process_all(cfg: CfgNode, paths: Sequence[str], output: str, *, tokens: bool
     targets = [os.path.join(output, name) for name in output_names(paths)]
     prepare_output(output, targets, paths)
     announce_device(cfg)
-    predictor = Predictor(cfg)
+    segmenter = Segmenter(cfg)
     done = 0
     with tqdm(total=len(paths), unit="picture", disable=len(paths) < 2) as bar:
         for path, target in zip(paths, targets, strict=True):
             try:
-                process(predictor, path, target, tokens=tokens)
+                process(segmenter, path, target, tokens=tokens)
                 done += 1
             except UserError as error:
                 bar.write(str(error), file=sys.stderr)

@@ -14,8 +14,6 @@ import torch
 from detectron2.modeling import build_model
 from PIL import Image
 
-from aff_seg.prediction.predictor import MAX_RESULT_PIXELS, Predictor, result_size
-from aff_seg.prediction.segments import class_name
 from aff_seg.setup_cfg import load_cfg
 
 ROOT = Path(__file__).parents[1]
@@ -287,49 +285,3 @@ def test_help_has_an_example(capfd):
     text = capfd.readouterr().out
     assert "Example" in text
     assert all(option in text for option in ("--config-file", "--tokens", "--opts", "_overlay.png"))
-
-
-def test_tokens_and_result_of_the_predictor(weights):
-    cfg = load_cfg(CONFIG, [*OPTS, "MODEL.WEIGHTS", weights])
-    predictor = Predictor(cfg)
-    image = np.random.default_rng(0).integers(0, 256, (30, 70, 3), dtype=np.uint8)
-    prediction = predictor(image)
-    assert prediction.input_size == (55, 128)
-    assert prediction.result["panoptic_seg"][0].shape == (30, 70)
-    counts = [len(prediction.tokens[level]) for level in ("res2", "res3", "res4", "res5")]
-    assert counts == sorted(counts, reverse=True)
-    # The canvas is that of 64 x 128 pixels, the image padded to multiples of 32.
-    for positions in prediction.tokens.values():
-        assert positions.shape[1] == 2
-        assert positions.min() >= 0
-        assert (positions < (32, 16)).all()
-    again = predictor(image)
-    for level, positions in prediction.tokens.items():
-        np.testing.assert_array_equal(positions, again.tokens[level])
-
-
-def test_channels_are_in_the_order_of_the_config(weights):
-    image = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
-    rgb, bgr = (
-        Predictor(load_cfg(CONFIG, [*OPTS, "MODEL.WEIGHTS", weights, "INPUT.FORMAT", order]))
-        for order in ("RGB", "BGR")
-    )
-    straight = rgb(image).result["sem_seg"]
-    swapped = bgr(np.ascontiguousarray(image[..., ::-1])).result["sem_seg"]
-    torch.testing.assert_close(straight, swapped)
-
-
-def test_without_a_dataset_classes_have_numbers(weights):
-    opts = ["MODEL.WEIGHTS", weights, "DATASETS.TRAIN", "()", "DATASETS.TEST", "()"]
-    predictor = Predictor(load_cfg(CONFIG, [*OPTS, *opts]))
-    assert class_name(predictor.metadata, 3, False) == "class 3"
-
-
-@pytest.mark.parametrize("size", [(1, 1), (1024, 2048), (3000, 4000), (20000, 30)])
-def test_big_images_get_a_smaller_result(size):
-    height, width = result_size(size)
-    assert height * width <= max(MAX_RESULT_PIXELS, 1)
-    if size[0] * size[1] <= MAX_RESULT_PIXELS:
-        assert (height, width) == size
-    else:
-        assert height / width == pytest.approx(size[0] / size[1], rel=1e-3)

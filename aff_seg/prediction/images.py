@@ -38,12 +38,17 @@ def read_image(path: str) -> np.ndarray:
             warnings.simplefilter("ignore")  # about damaged EXIF and large pictures
             with Image.open(path, formats=FORMATS) as image:
                 image.load()
-                return np.array(_to_rgb(_upright(image)))
+                return rgb_array(image)
     except UnidentifiedImageError as error:
         raise UserError(f"{path} {_why_unidentified(path)}.") from error
     except _DAMAGED as error:
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())
         raise UserError(f"{path} cannot be read as an image: {reason.rstrip('.')}.") from error
+
+
+def rgb_array(image: Image.Image) -> np.ndarray:
+    """The pixels of a PIL image, upright, ``(H, W, 3)`` uint8, RGB; see :func:`read_image`."""
+    return np.array(_to_rgb(_upright(image)))
 
 
 def _why_unidentified(path: str) -> str:

@@ -8,21 +8,14 @@ random. The same result gives the same picture here.
 import colorsys
 from collections import defaultdict
 from collections.abc import Iterator
-from typing import Any
 
 import cv2
 import numpy as np
 from detectron2.data import Metadata
 
 from aff_seg.data.metadata import class_attribute
-from aff_seg.prediction.segments import (
-    Segment,
-    class_name,
-    instance_segments,
-    panoptic_segments,
-    resize_nearest,
-    semantic_segments,
-)
+from aff_seg.prediction.segmentation import Segment, Segmentation, resize_nearest
+from aff_seg.prediction.segments import class_name
 from aff_seg.visualization.lettering import Label, write_labels
 
 # Images whose longer side is shorter than this are enlarged by a whole factor.
@@ -35,7 +28,7 @@ EDGE_COLOUR = (255, 255, 240)
 TINTS = (0.0, 0.45, 0.2, 0.6)
 
 
-def draw_segments(image: np.ndarray, result: dict[str, Any], metadata: Metadata) -> np.ndarray:
+def draw_segments(image: np.ndarray, segmentation: Segmentation, metadata: Metadata) -> np.ndarray:
     """Lay the segments over an image, with their names.
 
     Of a result with several parts the panoptic one is drawn, else the instances with a score of
@@ -43,7 +36,7 @@ def draw_segments(image: np.ndarray, result: dict[str, Any], metadata: Metadata)
 
     Args:
         image: ``(H, W, 3)`` uint8, RGB.
-        result: of the image, as the model gives it.
+        segmentation: of the image.
         metadata: of the dataset: names and, where it has them, colours.
 
     Returns:
@@ -54,7 +47,7 @@ def draw_segments(image: np.ndarray, result: dict[str, Any], metadata: Metadata)
     canvas = resize_nearest(image, (zoom * size[0], zoom * size[1])).copy()
     labels = []
     seen: dict[int, int] = defaultdict(int)
-    for segment in _segments_to_draw(result, size):
+    for segment in _segments_to_draw(segmentation):
         tint = TINTS[seen[segment.category_id] % len(TINTS)] if segment.is_thing else 0.0
         seen[segment.category_id] += 1
         colour = _tinted(class_colour(metadata, segment.category_id, segment.is_thing), tint)
@@ -76,13 +69,12 @@ def class_colour(metadata: Metadata, category_id: int, is_thing: bool) -> tuple[
     return tuple(round(255 * x) for x in colorsys.hsv_to_rgb(hue, 0.75, value))
 
 
-def _segments_to_draw(result: dict[str, Any], size: tuple[int, int]) -> Iterator[Segment]:
-    if "panoptic_seg" in result:
-        return panoptic_segments(result["panoptic_seg"], size)
-    if "instances" in result:
-        instances = result["instances"]
-        return instance_segments(instances[instances.scores >= MIN_SCORE], size)
-    return semantic_segments(result["sem_seg"], size)
+def _segments_to_draw(segmentation: Segmentation) -> Iterator[Segment]:
+    if segmentation.segments is not None:
+        return segmentation.panoptic_segments()
+    if segmentation.found is not None:
+        return segmentation.instance_segments(MIN_SCORE)
+    return segmentation.semantic_segments()
 
 
 def _label(segment: Segment, metadata: Metadata) -> str:

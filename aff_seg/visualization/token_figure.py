@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 from PIL import Image, ImageDraw
 
-from aff_seg.prediction.segments import nearest, resize_nearest
+from aff_seg.prediction.segmentation import nearest, resize_nearest
 from aff_seg.visualization.lettering import font
 
 # A stage works on the tokens that survived the downsampling before it.

@@ -9,7 +9,8 @@ import torch
 from detectron2.data import Metadata
 from detectron2.structures import Boxes, Instances
 
-from aff_seg.prediction.segments import resize_nearest, segments_to_json
+from aff_seg.prediction.segmentation import resize_nearest, segmentation_of
+from aff_seg.prediction.segments import segments_to_json
 
 NAMES = Metadata(thing_classes=["road", "car", "bus"], stuff_classes=["road", "car", "bus"])
 
@@ -38,7 +39,7 @@ def instances_of(masks, scores, classes):
 
 
 def through_json(result, size):
-    return json.loads(json.dumps(segments_to_json(result, NAMES, size)))
+    return json.loads(json.dumps(segments_to_json(segmentation_of(result, size), NAMES)))
 
 
 def check_against_mask(segment, mask):
@@ -102,7 +103,7 @@ def test_semantic_classes_are_told_where_there_is_nothing_else():
 
 def test_a_class_without_name_has_its_number():
     result = {"sem_seg": torch.ones(1, 2, 2)}
-    (segment,) = segments_to_json(result, Metadata(), (2, 2))["semantic"]
+    (segment,) = segments_to_json(segmentation_of(result, (2, 2)), Metadata())["semantic"]
     assert segment["category"] == "class 0"
 
 

@@ -6,8 +6,10 @@ import torch
 from detectron2.data import Metadata, MetadataCatalog
 from detectron2.structures import Boxes, Instances
 
+from aff_seg.prediction.segmentation import segmentation_of
+from aff_seg.visualization import overlay as overlays
 from aff_seg.visualization.lettering import Label, write_labels
-from aff_seg.visualization.overlay import OPACITY, class_colour, draw_segments
+from aff_seg.visualization.overlay import OPACITY, class_colour
 
 COLOURS = [(200, 0, 0), (0, 200, 0), (0, 0, 200)]
 METADATA = Metadata(
@@ -16,6 +18,10 @@ METADATA = Metadata(
     thing_colors=COLOURS,
     stuff_colors=COLOURS,
 )
+
+
+def draw_segments(image, result, metadata):
+    return overlays.draw_segments(image, segmentation_of(result, image.shape[:2]), metadata)
 
 
 def panoptic_of(ids, things=()):
