@@ -28,6 +28,7 @@ class Points:
     canvas: tuple[int, int]
     importance: Tensor | None = None
     survivors: Tensor | None = None
+    cluster_size: int | None = None
 
     @property
     def pixel_index(self) -> Tensor:

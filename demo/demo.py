@@ -108,7 +108,7 @@ def process(segmenter: Segmenter, path: str, target: str, *, tokens: bool) -> No
     try:
         write_picture(f"{target}_overlay.png", overlay)
         if tokens:
-            figure = draw_tokens(image, segmentation.tokens, segmentation.input_size)
+            figure = draw_tokens(image, segmentation)
             write_picture(f"{target}_tokens.png", figure)
         with atomic_open(f"{target}.json") as file:
             file.write(json.dumps({"image": path, **segments}).encode())

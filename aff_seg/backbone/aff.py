@@ -5,6 +5,7 @@ Source: arXiv 2304.12406.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -119,7 +120,7 @@ class Stage(nn.Module):
             else:
                 feat = block(feat, pos, nbhd)
         if self.downsample is None:
-            return Points(feat, pos, canvas), None, None
+            return Points(feat, pos, canvas, cluster_size=nbhd.m), None, None
 
         # Sixteen bits would round many scores to the same.
         with torch.autocast(feat.device.type, enabled=False):
@@ -135,7 +136,7 @@ class Stage(nn.Module):
         )
         near = Neighbourhood(_take(nbhd.clusters, survivors), nbhd.m)
         merged = self.downsample(feat, pos, survivors, near, score)
-        points = Points(feat, pos, canvas, score.detach(), survivors)
+        points = Points(feat, pos, canvas, score.detach(), survivors, nbhd.m)
         return points, merged, _take(pos, survivors)
 
     def _cluster(
@@ -301,7 +302,7 @@ class AutoFocusFormer(Backbone):
             points, feat, pos = stage(feat, pos, canvas)
             if level in self._out_features:
                 normed = getattr(self, f"norm{i}")(points.feat)
-                out[level] = Points(normed, points.pos, canvas, points.importance, points.survivors)
+                out[level] = replace(points, feat=normed)
         return out
 
     def output_shape(self) -> dict[str, ShapeSpec]:

@@ -172,6 +172,9 @@ class Segmenter:
                     for level, points in levels.items()
                     if points.importance is not None
                 }
+                rest["cluster_size"] = {
+                    level: points.cluster_size for level, points in levels.items()
+                }
             yield self._confident(segmentation_of(output, picture.shape[:2], **rest))
 
     def _tiled(self, picture: np.ndarray, tile: int, overlap: int | None) -> Segmentation:

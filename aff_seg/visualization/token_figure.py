@@ -1,27 +1,30 @@
-"""A figure of where the model kept its tokens."""
+"""Figures of what the backbone did: tokens kept, their clusters, their importance."""
 
-import math
-from collections.abc import Mapping
+import colorsys
 
 import cv2
 import numpy as np
-from PIL import Image, ImageDraw
 
-from aff_seg.prediction.segmentation import nearest, resize_nearest
-from aff_seg.visualization.lettering import font
+from aff_seg.prediction.segmentation import Segmentation
+from aff_seg.visualization.panels import arrange, background, cells, spread
 
 # A stage works on the tokens that survived the downsampling before it.
-STAGES = {"Stage 2": "res3", "Stage 3": "res4", "Stage 4": "res5"}
+STAGES = {"Stage 1": "res2", "Stage 2": "res3", "Stage 3": "res4", "Stage 4": "res5"}
 RED = (255, 0, 0)
-# Panels narrower than this are enlarged by a whole factor, as far as the longest side allows.
-MIN_WIDTH, MAX_SIDE = 480, 1600
-# Shape to which the figure comes close by its number of columns.
-ASPECT = 16 / 9
-MARGIN = 8
+# How much of a picture is hidden by the colours of clusters or importance.
+OPACITY = 0.6
+# Colours of clusters, of which neighbours on the path differ much.
+COLOURS = np.array(
+    [
+        [round(255 * part) for part in colorsys.hsv_to_rgb(i * 0.618034 % 1, 0.8, 1 - i % 3 / 5)]
+        for i in range(97)
+    ],
+    dtype=np.uint8,
+)
 
 
 def draw_tokens(
-    image: np.ndarray, tokens: Mapping[str, np.ndarray], input_size: tuple[int, int]
+    image: np.ndarray, segmentation: Segmentation, *, blurred: bool = False
 ) -> np.ndarray:
     """The image, and the image with the tokens of stages 2, 3 and 4 painted red.
 
@@ -31,76 +34,74 @@ def draw_tokens(
 
     Args:
         image: ``(H, W, 3)`` uint8, RGB, before it was scaled for the network.
-        tokens: ``(N, 2)`` whole numbers (x, y), in stride-4 pixels, for "res3", "res4", "res5".
-        input_size: (H, W) of the image in the network's input, without padding.
+        segmentation: of the image, with tokens.
+        blurred: paint on a blurred copy of the image, on which they stand out.
 
     Returns:
-        the figure, uint8, RGB: four panels in reading order, in one, two or four columns.
+        the figure, uint8, RGB: four panels in reading order.
     """
-    picture = _fit(image)
-    panels = [(f"Image, {image.shape[1]} x {image.shape[0]}", picture)]
-    for stage, level in STAGES.items():
-        kept = kept_cells(tokens[level], input_size)
-        title = f"{stage}: {kept.sum():,} tokens, {kept.mean():.1%}"
-        panels.append((title, paint_tokens(picture, kept, input_size)))
-    return _arrange(panels)
+    size = segmentation.input_size
+    picture = background(image, blurred=blurred)
+    panels = [(f"Image, {image.shape[1]} x {image.shape[0]}", background(image))]
+    for stage, level in list(STAGES.items())[1:]:
+        inside, token = cells(segmentation.tokens[level], size)
+        kept = token >= 0
+        painted = picture.copy()
+        painted[spread(kept, picture.shape[:2], size)] = RED
+        panels.append((f"{stage}: {inside.sum():,} tokens, {kept.mean():.1%}", painted))
+    return arrange(panels, "Red pixels: remaining tokens, and their share of stage 1")
 
 
-def kept_cells(positions: np.ndarray, input_size: tuple[int, int]) -> np.ndarray:
-    """Which stride-4 pixels of the image hold a token, ``(ceil(H / 4), ceil(W / 4))`` bool.
+def draw_clusters(
+    image: np.ndarray, segmentation: Segmentation, *, blurred: bool = False
+) -> np.ndarray:
+    """The clusters of the four stages: tokens of one cluster have one colour.
 
     Args:
-        positions: ``(N, 2)`` (x, y) of the tokens; those beyond the image do not count.
-        input_size: (H, W) of the image in the network's input.
+        image, segmentation, blurred: see :func:`draw_tokens`.
+
+    Returns:
+        the figure, uint8, RGB: four panels in reading order.
     """
-    rows, columns = (-(-side // 4) for side in input_size)
-    x, y = positions.T
-    inside = (x < columns) & (y < rows)
-    kept = np.zeros((rows, columns), dtype=bool)
-    kept[y[inside], x[inside]] = True
-    return kept
+    picture = background(image, blurred=blurred)
+    panels = []
+    for stage, level in STAGES.items():
+        positions, length = segmentation.tokens[level], segmentation.cluster_size[level]
+        _, token = cells(positions, segmentation.input_size)
+        colours = COLOURS[np.arange(len(positions)) // length % len(COLOURS)]
+        panel = _paint(picture, token, colours, segmentation.input_size)
+        count = -(-len(positions) // length)
+        panels.append((f"{stage}: {count:,} clusters of {length}", panel))
+    return arrange(panels, "Tokens of one colour: a cluster, whose tokens lie side by side")
 
 
-def paint_tokens(picture: np.ndarray, kept: np.ndarray, input_size: tuple[int, int]) -> np.ndarray:
-    """A copy of the image, at any size ``(H, W, 3)``, with the kept stride-4 pixels in red."""
-    rows, columns = (
-        nearest(target, source) // 4
-        for target, source in zip(picture.shape[:2], input_size, strict=True)
-    )
-    painted = picture.copy()
-    painted[kept[rows[:, None], columns]] = RED
-    return painted
+def draw_importance(
+    image: np.ndarray, segmentation: Segmentation, *, blurred: bool = False
+) -> np.ndarray:
+    """The image, and the learned importance of the tokens of the stages that choose among them.
+
+    Args:
+        image, segmentation, blurred: see :func:`draw_tokens`.
+
+    Returns:
+        the figure, uint8, RGB: four panels in reading order; blue is 0, red is 1.
+    """
+    picture = background(image, blurred=blurred)
+    panels = [(f"Image, {image.shape[1]} x {image.shape[0]}", background(image))]
+    for stage, level in list(STAGES.items())[:-1]:
+        importance = segmentation.importance[level]
+        inside, token = cells(segmentation.tokens[level], segmentation.input_size)
+        shades = np.round(255 * importance).astype(np.uint8)
+        colours = cv2.applyColorMap(shades[:, None], cv2.COLORMAP_TURBO)[:, 0, ::-1]
+        panel = _paint(picture, token, colours, segmentation.input_size)
+        panels.append((f"{stage}: importance {importance[inside].mean():.2f} on average", panel))
+    return arrange(panels, "Importance of the tokens of a stage, from 0 (blue) to 1 (red)")
 
 
-def _fit(image: np.ndarray) -> np.ndarray:
-    """Scale the image to the size of a panel."""
-    height, width = image.shape[:2]
-    longest = max(height, width)
-    if longest > MAX_SIDE:
-        size = [max(1, round(side * MAX_SIDE / longest)) for side in (width, height)]
-        return cv2.resize(image, size, interpolation=cv2.INTER_AREA)
-    zoom = min(-(-MIN_WIDTH // width), MAX_SIDE // longest)
-    return resize_nearest(image, (zoom * height, zoom * width))
-
-
-def _arrange(panels: list[tuple[str, np.ndarray]]) -> np.ndarray:
-    """Lay titled pictures of one size out on white."""
-    height, width = panels[0][1].shape[:2]
-    title_size = min(32, max(16, width // 45))
-    title_height = title_size * 3 // 2
-    letters = font(title_size)
-    cell_width = max(width, *(math.ceil(letters.getlength(title)) for title, _ in panels)) + MARGIN
-    cell_height = height + title_height + MARGIN
-    columns = min((1, 2, 4), key=lambda n: abs(math.log(n * n * width / height / 4 / ASPECT)))
-    rows = len(panels) // columns
-    note = "Red pixels: remaining tokens, and their share of stage 1"
-    figure_width = max(columns * cell_width, math.ceil(letters.getlength(note)) + MARGIN) + MARGIN
-    figure = Image.new("RGB", (figure_width, rows * cell_height + title_height), "white")
-    draw = ImageDraw.Draw(figure)
-    for i, (title, picture) in enumerate(panels):
-        x, y = MARGIN + i % columns * cell_width, i // columns * cell_height
-        draw.text((x, y + title_height / 2), title, font=letters, fill="black", anchor="lm")
-        figure.paste(Image.fromarray(picture), (x, y + title_height))
-    y = rows * cell_height + title_height / 2 - MARGIN / 2
-    draw.text((MARGIN, y), note, font=letters, fill="black", anchor="lm")
-    return np.array(figure)
+def _paint(
+    picture: np.ndarray, token: np.ndarray, colours: np.ndarray, input_size: tuple[int, int]
+) -> np.ndarray:
+    """Lay the colours ``(N, 3)`` of tokens over a picture, where there is a token."""
+    shown = spread(token, picture.shape[:2], input_size)
+    mixed = (1 - OPACITY) * picture + OPACITY * colours[shown]
+    return np.where((shown >= 0)[..., None], mixed.round().astype(np.uint8), picture)

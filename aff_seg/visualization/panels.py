@@ -1,0 +1,94 @@
+"""Titled pictures of one size side by side."""
+
+import math
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+from PIL import Image, ImageDraw
+
+from aff_seg.prediction.segmentation import nearest, resize_nearest
+from aff_seg.visualization.lettering import font
+
+# Panels narrower than this are enlarged by a whole factor, as far as the longest side allows.
+MIN_WIDTH, MAX_SIDE = 480, 1600
+# Shape to which a figure comes close by its number of columns.
+ASPECT = 16 / 9
+MARGIN = 8
+
+Panel = tuple[str, np.ndarray]
+Size = tuple[int, int]
+
+
+def background(image: np.ndarray, *, blurred: bool = False) -> np.ndarray:
+    """The image at the size of a panel, ``(H, W, 3)`` uint8, blurred if wanted."""
+    height, width = image.shape[:2]
+    longest = max(height, width)
+    if longest > MAX_SIDE:
+        size = [max(1, round(side * MAX_SIDE / longest)) for side in (width, height)]
+        picture = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+    else:
+        zoom = min(-(-MIN_WIDTH // width), MAX_SIDE // longest)
+        picture = resize_nearest(image, (zoom * height, zoom * width))
+    if blurred:
+        return cv2.GaussianBlur(picture, (0, 0), sigmaX=max(picture.shape[:2]) / 80)
+    return picture
+
+
+def cells(positions: np.ndarray, input_size: Size) -> tuple[np.ndarray, np.ndarray]:
+    """Which tokens lie in the image, not in its padding, and a map of them.
+
+    Args:
+        positions: ``(N, 2)`` (x, y) of the tokens in stride-4 pixels.
+        input_size: (H, W) of the image in the network's input.
+
+    Returns:
+        ``(N,)`` bool; ``(ceil(H / 4), ceil(W / 4))`` int64, the token of each stride-4 pixel, -1
+        for none.
+    """
+    rows, columns = (-(-side // 4) for side in input_size)
+    x, y = positions.T
+    inside = (x < columns) & (y < rows)
+    token = np.full((rows, columns), -1)
+    token[y[inside], x[inside]] = np.flatnonzero(inside)
+    return inside, token
+
+
+def spread(token: np.ndarray, size: Size, input_size: Size) -> np.ndarray:
+    """A map of stride-4 pixels at the size of a picture of the image, (H, W)."""
+    rows, columns = (
+        nearest(target, source) // 4 for target, source in zip(size, input_size, strict=True)
+    )
+    return token[rows[:, None], columns]
+
+
+def arrange(panels: Sequence[Panel], note: str) -> np.ndarray:
+    """Lay titled pictures of one size out on white.
+
+    Args:
+        panels: (title, picture) in reading order.
+        note: a line below.
+
+    Returns:
+        the figure, uint8, RGB, with as many columns as bring it near 16:9.
+    """
+    height, width = panels[0][1].shape[:2]
+    title_size = min(32, max(16, width // 45))
+    title_height = title_size * 3 // 2
+    letters = font(title_size)
+    cell_width = max(width, *(math.ceil(letters.getlength(title)) for title, _ in panels)) + MARGIN
+    cell_height = height + title_height + MARGIN
+    count = len(panels)
+    full = [n for n in range(1, count + 1) if count % n == 0]
+    columns = min(full, key=lambda n: abs(math.log(n * n * width / height / count / ASPECT)))
+    rows = count // columns
+    figure_width = max(columns * cell_width, math.ceil(letters.getlength(note)) + MARGIN) + MARGIN
+    figure = Image.new("RGB", (figure_width, rows * cell_height + title_height), "white")
+    draw = ImageDraw.Draw(figure)
+    for i, (title, picture) in enumerate(panels):
+        x, y = MARGIN + i % columns * cell_width, i // columns * cell_height
+        draw.text((x, y + title_height / 2), title, font=letters, fill="black", anchor="lm")
+        figure.paste(Image.fromarray(picture), (x, y + title_height))
+    y = rows * cell_height + title_height / 2 - MARGIN / 2
+    draw.text((MARGIN, y), note, font=letters, fill="black", anchor="lm")
+    return np.array(figure)
