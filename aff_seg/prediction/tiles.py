@@ -1,8 +1,9 @@
 """Results of overlapping tiles merged into that of a large image.
 
 Every pixel belongs to the tile in which it lies deepest, which decides its class and its panoptic
-segment. Objects of neighbouring tiles are one where they have the same class and agree in the
-overlap; stuff of one class is one segment anyway.
+segment; only where that one sees no object, but a neighbour does, the object counts. Objects of
+neighbouring tiles are one where they have the same class and agree in the overlap; stuff of one
+class is one segment anyway.
 """
 
 import itertools
@@ -238,7 +239,12 @@ class TileMerger:
                     self._stuff[about["category_id"]] = self._segments.new(about)
                 node = self._stuff[about["category_id"]]
             nodes[segment["id"]] = node + 1
-        self._ids[tile.own_rows, tile.own_columns] = nodes[result.ids[tile.own]]
+        before, now = self._ids[tile.rows, tile.columns], nodes[result.ids]
+        own = np.zeros(now.shape, dtype=bool)
+        own[tile.own] = True
+        things = np.array([False, *(about["isthing"] for about in self._segments.about)])
+        seen_before, seen_now = things[before], things[now]
+        np.copyto(before, now, where=(own & ~seen_before) | (seen_now & (own | ~seen_before)))
 
     def _add_instances(self, seen: _Seen) -> None:
         if self._instances is None:

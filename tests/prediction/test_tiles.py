@@ -120,6 +120,19 @@ def test_one_of_two_neighbours_that_sees_more_does_not_count():
         assert len(merger.result().found) == kept
 
 
+@pytest.mark.parametrize("blind", [0, 1])
+def test_an_object_that_one_of_two_sees_is_not_cut(blind):
+    ids = np.zeros((100, 160), dtype=np.int32)
+    ids[10:40, 70:90] = 1  # in the overlap, columns 60 to 100, across its middle
+    grid = TileGrid(ids.shape, 100, 40)
+    merger = TileMerger(grid)
+    for number, place in enumerate(grid):
+        merger.add(place, look(np.zeros_like(ids) if number == blind else ids, place))
+    result = merger.result()
+    (thing,) = (segment for segment in result.panoptic_segments() if segment.is_thing)
+    np.testing.assert_array_equal(thing.mask, ids == 1)
+
+
 def test_neighbours_of_different_class_stay_apart():
     grid = TileGrid((100, 160), 100, 40)
     merger = TileMerger(grid)
