@@ -111,7 +111,7 @@ def test_results_of_one_picture(tmp_path, weights, capfd):
     assert Image.open(output / names[1]).size == (7 * 96, 7 * 48)
     figure = np.asarray(Image.open(output / names[2]))
     assert (figure == (255, 0, 0)).all(-1).any()
-    assert "1 of 1 pictures are done" in capfd.readouterr().out
+    assert "1 of 1 files are done" in capfd.readouterr().out
 
 
 def test_without_tokens_there_is_no_token_figure(tmp_path, weights):
@@ -194,7 +194,7 @@ def test_unreadable_inputs_are_named_and_the_others_done(tmp_path, weights, capf
     for bad in (folder / "text.png", folder / "zero.png", cut, empty, gone):
         assert sum(line.startswith(f"{bad} ") for line in lines) == 1
     assert lines[-1] == "demo.py: error: 5 of the inputs failed; see above."
-    assert "2 of 5 pictures are done" in out
+    assert "2 of 5 files are done" in out
     assert "Traceback" not in err
 
 

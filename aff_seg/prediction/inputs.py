@@ -5,14 +5,16 @@ import os
 from collections import Counter
 from collections.abc import Sequence
 
-from aff_seg.prediction.images import SUFFIXES
+from aff_seg.prediction import images, video
+
+SUFFIXES = (*images.SUFFIXES, *video.SUFFIXES)
 
 
-def find_images(inputs: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Files to read.
+def find_pictures(inputs: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Images and videos to read.
 
     Args:
-        inputs: each a file, taken whatever its suffix; a folder, of which the image files are
+        inputs: each a file, taken whatever its suffix; a folder, of which images and videos are
             taken, without those of its subfolders; or a glob pattern, ``**`` included, whose
             matches are treated as if they were given one by one.
 
@@ -28,13 +30,13 @@ def find_images(inputs: Sequence[str]) -> tuple[list[str], list[str]]:
             problems.append(f"{name} does not exist, and no file matches it as a pattern.")
         for match in matches:
             try:
-                found = _images_of(match) if os.path.isdir(match) else [match]
+                found = _pictures_of(match) if os.path.isdir(match) else [match]
             except OSError as error:
                 problems.append(f"{match} cannot be read: {error.strerror}.")
                 continue
             if not found:
                 problems.append(
-                    f"{match} is a folder without images ({', '.join(SUFFIXES)}); to look into "
+                    f"{match} is a folder without images or videos ({', '.join(SUFFIXES)}); to look into "
                     f"its subfolders give '{os.path.join(match, '**', '*.png')}'."
                 )
             for path in found:
@@ -42,10 +44,15 @@ def find_images(inputs: Sequence[str]) -> tuple[list[str], list[str]]:
     return list(paths.values()), problems
 
 
-def _images_of(folder: str) -> list[str]:
+def _pictures_of(folder: str) -> list[str]:
     names = sorted(os.listdir(folder))
     names = [n for n in names if n.lower().endswith(SUFFIXES) and not n.startswith(".")]
     return [os.path.join(folder, n) for n in names]
+
+
+def is_video(path: str) -> bool:
+    """Whether a file is a video, by its name."""
+    return path.lower().endswith(video.SUFFIXES)
 
 
 def output_names(paths: Sequence[str]) -> list[str]:

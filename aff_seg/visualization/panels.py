@@ -62,15 +62,16 @@ def spread(token: np.ndarray, size: Size, input_size: Size) -> np.ndarray:
     return token[rows[:, None], columns]
 
 
-def arrange(panels: Sequence[Panel], note: str) -> np.ndarray:
+def arrange(panels: Sequence[Panel], note: str = "", columns: int | None = None) -> np.ndarray:
     """Lay titled pictures of one size out on white.
 
     Args:
         panels: (title, picture) in reading order.
         note: a line below.
+        columns: by default as many as bring the figure near 16:9.
 
     Returns:
-        the figure, uint8, RGB, with as many columns as bring it near 16:9.
+        the figure, uint8, RGB.
     """
     height, width = panels[0][1].shape[:2]
     title_size = min(32, max(16, width // 45))
@@ -78,10 +79,8 @@ def arrange(panels: Sequence[Panel], note: str) -> np.ndarray:
     letters = font(title_size)
     cell_width = max(width, *(math.ceil(letters.getlength(title)) for title, _ in panels)) + MARGIN
     cell_height = height + title_height + MARGIN
-    count = len(panels)
-    full = [n for n in range(1, count + 1) if count % n == 0]
-    columns = min(full, key=lambda n: abs(math.log(n * n * width / height / count / ASPECT)))
-    rows = count // columns
+    columns = columns or _columns(len(panels), width / height)
+    rows = len(panels) // columns
     figure_width = max(columns * cell_width, math.ceil(letters.getlength(note)) + MARGIN) + MARGIN
     figure = Image.new("RGB", (figure_width, rows * cell_height + title_height), "white")
     draw = ImageDraw.Draw(figure)
@@ -92,3 +91,9 @@ def arrange(panels: Sequence[Panel], note: str) -> np.ndarray:
     y = rows * cell_height + title_height / 2 - MARGIN / 2
     draw.text((MARGIN, y), note, font=letters, fill="black", anchor="lm")
     return np.array(figure)
+
+
+def _columns(count: int, aspect: float) -> int:
+    """How many of ``count`` panels stand side by side in rows of equal length."""
+    full = [n for n in range(1, count + 1) if count % n == 0]
+    return min(full, key=lambda n: abs(math.log(n * n * aspect / count / ASPECT)))

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from aff_seg.prediction.inputs import find_images, output_names
+from aff_seg.prediction.inputs import find_pictures, output_names
 
 
 @pytest.fixture
@@ -17,33 +17,33 @@ def photos(tmp_path, monkeypatch):
 
 
 def test_folder_gives_its_pictures_sorted(photos):
-    assert find_images(["photos"]) == (["photos/a.png", "photos/b.JPG"], [])
+    assert find_pictures(["photos"]) == (["photos/a.png", "photos/b.JPG"], [])
 
 
 def test_file_is_taken_whatever_its_suffix(photos):
-    assert find_images(["photos/notes.txt"]) == (["photos/notes.txt"], [])
+    assert find_pictures(["photos/notes.txt"]) == (["photos/notes.txt"], [])
 
 
 def test_patterns(photos):
-    assert find_images(["photos/*.png"])[0] == ["photos/a.png"]
-    assert find_images(["photos/**/*.png"])[0] == ["photos/a.png", "photos/deep/c.png"]
-    assert find_images(["photos/d*"])[0] == ["photos/deep/c.png"]
+    assert find_pictures(["photos/*.png"])[0] == ["photos/a.png"]
+    assert find_pictures(["photos/**/*.png"])[0] == ["photos/a.png", "photos/deep/c.png"]
+    assert find_pictures(["photos/d*"])[0] == ["photos/deep/c.png"]
 
 
 def test_name_that_looks_like_a_pattern(photos):
     os.rename("photos/a.png", "photos/a[1].png")
-    assert find_images(["photos/a[1].png"]) == (["photos/a[1].png"], [])
+    assert find_pictures(["photos/a[1].png"]) == (["photos/a[1].png"], [])
 
 
 def test_each_file_comes_once_in_the_order_given(photos):
-    paths, problems = find_images(["photos/b.JPG", "photos", os.path.abspath("photos/a.png")])
+    paths, problems = find_pictures(["photos/b.JPG", "photos", os.path.abspath("photos/a.png")])
     assert paths == ["photos/b.JPG", "photos/a.png"]
     assert not problems
 
 
 def test_what_gives_nothing_is_named(photos):
     os.mkdir("empty")
-    paths, problems = find_images(["gone.png", "empty", "x*", "photos"])
+    paths, problems = find_pictures(["gone.png", "empty", "x*", "photos"])
     assert len(paths) == 2
     assert [p.split()[0] for p in problems] == ["gone.png", "empty", "x*"]
     assert "is a folder without images" in problems[1]
@@ -54,7 +54,7 @@ def test_folder_that_cannot_be_listed_is_named(photos, monkeypatch):
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(os, "listdir", refuse)
-    assert find_images(["photos"]) == ([], ["photos cannot be read: Permission denied."])
+    assert find_pictures(["photos"]) == ([], ["photos cannot be read: Permission denied."])
 
 
 @pytest.mark.parametrize(
