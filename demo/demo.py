@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from detectron2.config import CfgNode
 from PIL import Image
 from tqdm import tqdm
 
@@ -305,44 +306,39 @@ def write_picture(path: str, picture: np.ndarray) -> None:
         Image.fromarray(picture).save(file, format="PNG", compress_level=3)
 
 
-def load_models(args: argparse.Namespace) -> dict[str, Segmenter]:
-    """One model, or the two to compare, by what stands above their pictures."""
+def load_configs(args: argparse.Namespace) -> dict[str, CfgNode]:
+    """One model's, or those of two to compare, by what stands above their pictures."""
     pairs = [(args.config_file, args.weights)]
     if args.other_weights:
         pairs.append((args.other_config_file, args.other_weights))
-    # All that can be wrong is told before the first model is built.
-    configs = []
-    for config, weights in pairs:
-        configs.append(load_cfg(find_config(config), [*args.opts, "MODEL.WEIGHTS", weights]))
+    configs = {}
+    for number, (config, weights) in enumerate(pairs, start=1):
+        cfg = load_cfg(find_config(config), [*args.opts, "MODEL.WEIGHTS", weights])
         check_weights_exist(weights)
-    announce_device(configs[0])
-    models = {}
-    for number, (cfg, (config, _)) in enumerate(zip(configs, pairs, strict=True), start=1):
-        model = Segmenter(cfg)
-        model.confidence = args.confidence
-        stem = os.path.splitext(os.path.basename(config))[0]
-        models[f"{number}: {stem}" if len(pairs) > 1 else stem] = model
-    return models
+        configs[f"{number}: {os.path.splitext(os.path.basename(config))[0]}"] = cfg
+    return configs
 
 
-def build_demo(args: argparse.Namespace) -> Demo:
+def build_demo(args: argparse.Namespace, configs: dict[str, CfgNode]) -> Demo:
     """What does the work."""
-    figures = [name for name in FIGURES if getattr(args, name)]
-    options = Options(args.output, figures, args.blur, args.tile)
-    models = load_models(args)
+    announce_device(next(iter(configs.values())))
+    models = {name: Segmenter(cfg) for name, cfg in configs.items()}
+    for model in models.values():
+        model.confidence = args.confidence
     panoptic = None
     if args.coco_panoptic:
         folder = os.path.join(args.output, "panoptic")
         os.makedirs(folder, exist_ok=True)
         panoptic = CocoPanopticWriter(folder, next(iter(models.values())).metadata)
-    return Demo(models, options, panoptic)
+    figures = [name for name in FIGURES if getattr(args, name)]
+    return Demo(models, Options(args.output, figures, args.blur, args.tile), panoptic)
 
 
-def process_all(args: argparse.Namespace, paths: Sequence[str]) -> int:
+def process_all(args: argparse.Namespace, configs: dict[str, CfgNode], paths: Sequence[str]) -> int:
     """Process every file, name those that fail, and return how many did not."""
     names = output_names(paths)
     prepare_output(args.output, names, paths)
-    demo = build_demo(args)
+    demo = build_demo(args, configs)
     done = 0
     with tqdm(total=len(paths), unit="file", disable=len(paths) < 2) as bar:
         for path, name in zip(paths, names, strict=True):
@@ -359,17 +355,18 @@ def process_all(args: argparse.Namespace, paths: Sequence[str]) -> int:
 
 def run(args: argparse.Namespace) -> None:
     """Process every input, and raise a :class:`UserError` at the end where some failed."""
+    configs = load_configs(args)
     if args.webcam is not None:
         prepare_output(args.output, [], [])
         name = f"camera_{args.webcam}"
         camera = VideoReader(args.webcam)
-        build_demo(args).process_video(camera, name, name)
+        build_demo(args, configs).process_video(camera, name, name)
         print(f"The results are in {args.output}.")
         return
     paths, unusable = find_pictures(args.input)
     for problem in unusable:
         print(problem, file=sys.stderr)
-    done = process_all(args, paths) if paths else 0
+    done = process_all(args, configs, paths) if paths else 0
     if failed := len(paths) - done + len(unusable):
         raise UserError(f"{failed} of the inputs failed; see above.")
 

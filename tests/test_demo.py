@@ -12,8 +12,10 @@ import pycocotools.mask
 import pytest
 import torch
 from detectron2.modeling import build_model
+from panopticapi.utils import rgb2id
 from PIL import Image
 
+from aff_seg.prediction.video import VideoReader, VideoWriter
 from aff_seg.setup_cfg import load_cfg
 
 ROOT = Path(__file__).parents[1]
@@ -253,7 +255,7 @@ def save_scene_bytes(path):
 def test_missing_config_and_weights_are_named(tmp_path, weights, capfd):
     argv = arguments(weights, [tmp_path], tmp_path / "out")
     argv[argv.index("--config-file") + 1] = "gone.yaml"
-    assert "gone.yaml does not exist" in error_line(capfd, argv)
+    assert "There is no config gone.yaml; give the path" in error_line(capfd, argv)
     argv = arguments(str(tmp_path / "gone.pth"), [tmp_path], tmp_path / "out")
     assert "gone.pth does not exist" in error_line(capfd, argv)
     argv = arguments(weights, [tmp_path], tmp_path / "out", opts=["MODEL.AFF.ALPHAA", "1"])
@@ -278,6 +280,136 @@ def test_run_as_a_program_without_a_gpu(tmp_path, weights):
     assert f"{bad} is not an image of a known format." in ended.stderr
     assert "Traceback" not in ended.stderr
     assert (tmp_path / "out" / "good_overlay.png").exists()
+
+
+def test_figures_of_clusters_and_importance(tmp_path, weights):
+    image, output = save_scene(tmp_path / "a.png"), tmp_path / "out"
+    wanted = ["--clusters", "--importance", "--tokens", "--blur"]
+    assert exit_status(arguments(weights, [image], output, *wanted)) == 0
+    pictures = {"overlay", "tokens", "clusters", "importance"}
+    assert set(os.listdir(output)) == {"a.json", *(f"a_{kind}.png" for kind in pictures)}
+    sizes = {Image.open(output / f"a_{kind}.png").size for kind in pictures - {"overlay"}}
+    assert len(sizes) == 1 or min(min(size) for size in sizes) > 400
+
+
+def test_two_models_side_by_side(tmp_path, weights):
+    image, output = save_scene(tmp_path / "a.png"), tmp_path / "out"
+    other = ["--other-config-file", CONFIG, "--other-weights", weights]
+    assert exit_status(arguments(weights, [image], output, *other)) == 0
+    strip = np.asarray(Image.open(output / "a_strip.png"))
+    overlay = np.asarray(Image.open(output / "a_overlay.png"))
+    assert strip.shape[1] > 3 * overlay.shape[1]
+    # Both models are one here: their overlays are in the strip twice.
+    height, width = overlay.shape[:2]
+    places = [
+        x
+        for x in range(strip.shape[1] - width + 1)
+        if any(
+            np.array_equal(strip[y : y + height, x : x + width], overlay)
+            for y in range(20, strip.shape[0] - height)
+            if np.array_equal(strip[y, x : x + width], overlay[0])
+        )
+    ]
+    assert len(places) == 2
+
+
+def test_confidence_counts(tmp_path, weights):
+    image = save_scene(tmp_path / "a.png")
+    counts = []
+    for number, confidence in enumerate(("0", "0.1", "1")):
+        output = tmp_path / str(number)
+        assert exit_status(arguments(weights, [image], output, "--confidence", confidence)) == 0
+        found = json.loads((output / "a.json").read_text())
+        assert all(one["score"] >= float(confidence) for one in found["instances"])
+        counts.append(len(found["instances"]) + len(found["panoptic"]))
+    assert counts[0] > counts[1] > counts[2] == 0
+
+
+def test_tiles(tmp_path, weights):
+    image, output = save_scene(tmp_path / "a.png", (150, 100)), tmp_path / "out"
+    assert exit_status(arguments(weights, [image], output, "--tile", "64")) == 0
+    check_json(output / "a.json", image, (150, 100))
+
+
+def write_video(path, count, size=(96, 48)):
+    with VideoWriter(str(path), 10.0) as video:
+        for number in range(count):
+            frame = np.zeros((size[1], size[0], 3), dtype=np.uint8)
+            frame[:, 5 * number : 5 * number + 20] = (240, 200, 40)
+            video.write(frame)
+    return path
+
+
+def test_videos_become_videos(tmp_path, weights):
+    video, output = write_video(tmp_path / "drive.mp4", 4), tmp_path / "out"
+    assert exit_status(arguments(weights, [video], output)) == 0
+    assert sorted(os.listdir(output)) == ["drive.jsonl", "drive_overlay.mp4"]
+    lines = [json.loads(line) for line in (output / "drive.jsonl").read_text().splitlines()]
+    assert [line["frame"] for line in lines] == [0, 1, 2, 3]
+    assert all((line["width"], line["height"]) == (96, 48) for line in lines)
+    shown = VideoReader(str(output / "drive_overlay.mp4"))
+    assert shown.count == len(list(shown)) == 4 and shown.rate == 10
+
+
+def test_a_video_that_ends_early_is_named_and_kept(tmp_path, weights, capfd, monkeypatch):
+    video, output = write_video(tmp_path / "drive.mp4", 3), tmp_path / "out"
+    real = VideoReader.__init__
+
+    def longer(self, source):
+        real(self, source)
+        self.count += 5
+
+    monkeypatch.setattr(VideoReader, "__init__", longer)
+    (tmp_path / "bad.mp4").write_text("no video")
+    assert exit_status(arguments(weights, [video, tmp_path / "bad.mp4"], output)) == 1
+    err = capfd.readouterr().err
+    assert f"{video} ends after 3 of 8 frames" in err and "bad.mp4 cannot be opened" in err
+    monkeypatch.setattr(VideoReader, "__init__", real)
+    assert len(list(VideoReader(str(output / "drive_overlay.mp4")))) == 3
+    assert len((output / "drive.jsonl").read_text().splitlines()) == 3
+
+
+def test_results_in_cocos_form_are_those_of_the_evaluation(tmp_path, weights):
+    rng = np.random.default_rng(0)
+    root = tmp_path / "in"
+    names = ["aachen_000000_000019_leftImg8bit", "aachen_000001_000019_leftImg8bit", "000000000139"]
+    for name in names:
+        root.mkdir(exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (64, 96, 3), dtype=np.uint8)).save(
+            root / f"{name}.png"
+        )
+    output = tmp_path / "out"
+    assert exit_status(arguments(weights, [root], output, "--coco-panoptic")) == 0
+    written = json.loads((output / "panoptic" / "panoptic.json").read_text())
+    ids = ["aachen_000000_000019", "aachen_000001_000019", 139]
+    assert sorted(map(str, (a["image_id"] for a in written["annotations"]))) == sorted(
+        map(str, ids)
+    )
+    categories = {category["id"]: category["name"] for category in written["categories"]}
+    # The ids of Cityscapes, not those of the model.
+    assert categories[7] == "road" and categories[33] == "bicycle"
+    for annotation in written["annotations"]:
+        pixels = rgb2id(np.asarray(Image.open(output / "panoptic" / annotation["file_name"])))
+        areas = {s["id"]: s["area"] for s in annotation["segments_info"] if s["area"]}
+        assert areas == {i: int((pixels == i).sum()) for i in np.unique(pixels).tolist() if i}
+        stem = annotation["file_name"].removesuffix(".png")
+        told = json.loads((output / f"{stem}.json").read_text())["panoptic"]
+        assert [s["category"] for s in told] == [
+            categories[s["category_id"]] for s in annotation["segments_info"]
+        ]
+
+
+@pytest.mark.parametrize(
+    ("more", "sentence"),
+    [
+        (["--confidence", "2"], "2 is not between 0 and 1"),
+        (["--other-weights", "x.pth"], "belong together"),
+        (["--tile", "64", "--tokens"], "without --tile"),
+    ],
+)
+def test_arguments_that_do_not_go_together(tmp_path, weights, capfd, more, sentence):
+    assert exit_status(arguments(weights, [tmp_path], tmp_path / "out", *more)) == 2
+    assert sentence in capfd.readouterr().err
 
 
 def test_help_has_an_example(capfd):

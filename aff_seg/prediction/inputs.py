@@ -36,8 +36,8 @@ def find_pictures(inputs: Sequence[str]) -> tuple[list[str], list[str]]:
                 continue
             if not found:
                 problems.append(
-                    f"{match} is a folder without images or videos ({', '.join(SUFFIXES)}); to look into "
-                    f"its subfolders give '{os.path.join(match, '**', '*.png')}'."
+                    f"{match} is a folder without images or videos ({', '.join(SUFFIXES)}); to "
+                    f"look into its subfolders give '{os.path.join(match, '**', '*.png')}'."
                 )
             for path in found:
                 paths.setdefault(os.path.abspath(path), path)
