@@ -211,8 +211,7 @@ class AutoFocusFormer(Backbone):
         for name, value in per_stage.items():
             if len(value) != len(LEVELS):
                 raise UserError(f"{name} needs {len(LEVELS)} values, one a stage; got {value}")
-        if not 0 < ds_rate <= 1:
-            raise UserError(f"ds_rate must be above 0 and at most 1, got {ds_rate}")
+        _check_rate(ds_rate)
         if unknown := set(out_features) - set(LEVELS):
             raise UserError(f"out_features must be among {LEVELS}, got {sorted(unknown)}")
 
@@ -279,6 +278,20 @@ class AutoFocusFormer(Backbone):
             "out_features": aff.OUT_FEATURES,
         }
 
+    @property
+    def ds_rate(self) -> float:
+        """Share of the tokens that each downsampling keeps.
+
+        It may be set at any time: another than that of the training trades accuracy for time.
+        """
+        return self.layers[0].rate
+
+    @ds_rate.setter
+    def ds_rate(self, rate: float) -> None:
+        _check_rate(rate)
+        for stage in self.layers:
+            stage.rate = rate
+
     def forward(self, images: Tensor) -> dict[str, Points]:
         """Tokens of every level.
 
@@ -314,6 +327,11 @@ class AutoFocusFormer(Backbone):
             )
             for level in self._out_features
         }
+
+
+def _check_rate(rate: float) -> None:
+    if not 0 < rate <= 1:
+        raise UserError(f"ds_rate must be above 0 and at most 1, got {rate}")
 
 
 def _init_linear(module: nn.Module) -> None:

@@ -13,6 +13,7 @@ from detectron2.data.transforms import ResizeShortestEdge, ResizeTransform
 from detectron2.modeling import build_model
 from PIL import Image
 
+from aff_seg.backbone import AutoFocusFormer
 from aff_seg.engine.checkpoint import Checkpointer
 from aff_seg.errors import UserError
 from aff_seg.prediction.images import read_image, rgb_array
@@ -86,6 +87,28 @@ class Segmenter:
         if device is not None:
             opts += ["MODEL.DEVICE", device]
         return cls(load_cfg(find_config(config), opts), dtype=dtype)
+
+    @property
+    def keep(self) -> float:
+        """Share of the tokens that each downsampling of AFF keeps, above 0 and at most 1.
+
+        It may be set: less than in the training is faster, more can be more accurate.
+
+        Raises:
+            UserError: the backbone is not AFF, or the share is impossible.
+        """
+        return self._aff.ds_rate
+
+    @keep.setter
+    def keep(self, share: float) -> None:
+        self._aff.ds_rate = share
+
+    @property
+    def _aff(self) -> AutoFocusFormer:
+        backbone = self.model.backbone
+        if not isinstance(backbone, AutoFocusFormer):
+            raise UserError(f"{type(backbone).__name__} keeps all its cells; only AFF has tokens.")
+        return backbone
 
     def __call__(
         self,

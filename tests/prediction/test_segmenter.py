@@ -123,6 +123,18 @@ def test_confidence_leaves_out_what_is_unsure(weights):
     assert_same(seg(image), every)
 
 
+def test_the_share_of_tokens_kept_can_be_changed(weights):
+    seg, image = segmenter(weights), random_image(64, 128)
+    counts = []
+    for share in (0.25, 0.5, 0.25):
+        seg.keep = share
+        assert seg.keep == share
+        counts.append(len(seg(image, tokens=True).tokens["res3"]))
+    assert counts == [32 * 16 // 4, 32 * 16 // 2, 32 * 16 // 4]
+    with pytest.raises(UserError, match="above 0 and at most 1, got 0"):
+        seg.keep = 0
+
+
 def test_channels_are_in_the_order_of_the_config(weights):
     image = random_image(64, 64)
     rgb, bgr = (segmenter(weights, "INPUT.FORMAT", order) for order in ("RGB", "BGR"))

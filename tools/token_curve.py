@@ -1,0 +1,115 @@
+"""Accuracy and time of a trained model by the share of tokens that it keeps.
+
+    python tools/token_curve.py --config-file configs/quick/shapes_demo.yaml \\
+        --weights demo/aff_shapes.safetensors --output docs/token_curve
+
+Evaluates the first test set of the config at each share, without training anew. Prints a table
+and writes it as JSON and as a picture.
+"""
+
+import argparse
+import json
+import logging
+import statistics
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from detectron2.data import DatasetCatalog
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from aff_seg.cli import plain_errors
+from aff_seg.data import check_datasets
+from aff_seg.engine.trainer import Trainer, by_dataset
+from aff_seg.evaluation import check_evaluators, summarize
+from aff_seg.prediction.segmenter import Segmenter
+from aff_seg.setup_cfg import find_config, load_cfg
+
+SHARES = (0.1, 0.15, 0.2, 0.25, 0.35, 0.5, 1.0)
+# Images whose times are measured, each at every share in turn.
+TIMED = 8
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the program."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config-file", required=True, metavar="FILE")
+    parser.add_argument("--weights", required=True, metavar="FILE")
+    parser.add_argument("--output", required=True, metavar="NAME", help="of the files, no suffix")
+    parser.add_argument("--shares", nargs="+", type=float, default=SHARES, metavar="SHARE")
+    parser.add_argument("--opts", nargs="*", default=[], metavar="KEY VALUE")
+    args = parser.parse_args(argv)
+    logging.basicConfig(format="%(message)s")
+    with plain_errors("token_curve.py"):
+        rows = measure(args)
+        write(rows, Path(args.output))
+
+
+def measure(args: argparse.Namespace) -> list[dict]:
+    """A row for each share: ``share``, ``milliseconds`` per image, and the scores in percent."""
+    opts = [*args.opts, "MODEL.WEIGHTS", args.weights]
+    cfg = load_cfg(find_config(args.config_file), opts)
+    check_datasets(cfg, splits=("TEST",))
+    check_evaluators(cfg)
+    segmenter = Segmenter(cfg)
+    rows = []
+    for share in args.shares:
+        segmenter.keep = share
+        (results,) = by_dataset(cfg, Trainer.test(cfg, segmenter.model)).values()
+        rows.append({"share": share, **summarize(results)})
+    seconds = time_shares(segmenter, cfg.DATASETS.TEST[0], args.shares)
+    for row, taken in zip(rows, seconds, strict=True):
+        row["milliseconds"] = 1000 * taken
+    return rows
+
+
+def time_shares(segmenter: Segmenter, dataset: str, shares: Sequence[float]) -> list[float]:
+    """Median seconds per image at each share, the shares taking turns."""
+    images = [record["file_name"] for record in DatasetCatalog.get(dataset)[:TIMED]]
+    taken = {share: [] for share in shares}
+    for image in images[:1] + images:
+        for share in shares:
+            segmenter.keep = share
+            start = time.perf_counter()
+            segmenter(image)
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            taken[share].append(time.perf_counter() - start)
+    # The first image warms up.
+    return [statistics.median(times[1:]) for times in taken.values()]
+
+
+def write(rows: list[dict], output: Path) -> None:
+    """Print the rows and write ``<output>.json`` and ``<output>.png``."""
+    metrics = [key for key in rows[0] if key not in ("share", "milliseconds")]
+    print("share     ms  " + "".join(f"{metric:>8}" for metric in metrics))
+    for row in rows:
+        scores = "".join(f"{row[metric]:8.1f}" for metric in metrics)
+        print(f"{row['share']:5.2f} {row['milliseconds']:6.0f}  {scores}")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.with_suffix(".json").write_text(json.dumps(rows, indent=1) + "\n")
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    for metric in metrics:
+        points = [(row["milliseconds"], row[metric]) for row in rows]
+        axes.plot(*zip(*points, strict=True), marker="o", label=metric)
+    for row in rows:
+        axes.annotate(
+            f"{row['share']:g}",
+            (row["milliseconds"], row[metrics[0]]),
+            (3, 5),
+            textcoords="offset points",
+        )
+    axes.set(xlabel="milliseconds per image", ylabel="score (%)", title="by share of tokens kept")
+    axes.legend()
+    axes.grid(alpha=0.3)
+    figure.savefig(output.with_suffix(".png"), dpi=120)
+
+
+if __name__ == "__main__":
+    main()
