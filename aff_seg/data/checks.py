@@ -45,14 +45,30 @@ def check_datasets(cfg: CfgNode, *, splits: tuple[str, ...] = ("TRAIN", "TEST"))
     if "TRAIN" in splits and not cfg.DATASETS.TRAIN:
         raise UserError("DATASETS.TRAIN is empty; name a dataset to train on.")
     names = [name for split in splits for name in cfg.DATASETS[split]]
+    # Images without objects are passed over in training.
+    seeks_objects = "TRAIN" in splits and cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
     for name in dict.fromkeys(names):
         _check_registered(name)
         metadata = MetadataCatalog.get(name)
         if metadata.get("evaluator_type", "").startswith("cityscapes"):
             check_cityscapes_files(name, metadata)
+            trains = True
         else:
-            _check_files(name, metadata)
+            trains = any(map(_can_train, _check_files(name, metadata)))
+        if name in cfg.DATASETS.TRAIN and trains:
+            seeks_objects = False
         _check_class_count(name, metadata, cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES)
+    if seeks_objects:
+        raise UserError(
+            f"No image of {', '.join(cfg.DATASETS.TRAIN)} shows an object to train on; correct the "
+            "annotations."
+        )
+
+
+def _can_train(record: dict) -> bool:
+    """Whether an image has no list of objects, or one with an object that is no crowd."""
+    objects = record.get("annotations")
+    return objects is None or any(not annotation.get("iscrowd", 0) for annotation in objects)
 
 
 def _check_registered(name: str) -> None:
@@ -64,8 +80,8 @@ def _check_registered(name: str) -> None:
     raise UserError(f"There is no dataset named {name!r}; {hint}")
 
 
-def _check_files(name: str, metadata: Metadata) -> None:
-    """Check any dataset: the paths it was registered with, then the files of each record."""
+def _check_files(name: str, metadata: Metadata) -> list[dict]:
+    """Check any dataset: the paths it was registered with, then the files of its records."""
     for key in _PATH_KEYS:
         path = metadata.get(key)
         # A panoptic dataset names the JSON file of its instances only for their evaluation.
@@ -93,6 +109,7 @@ def _check_files(name: str, metadata: Metadata) -> None:
                     f"Dataset {name}: {record[key]} ({key} of a record) is missing; "
                     f"{remedy(name, record[key])}."
                 )
+    return records
 
 
 def _check_pairs(name: str, metadata: Metadata) -> None:

@@ -7,6 +7,9 @@ Shapes: H, W are those of the image file, h, w those after augmentation and padd
 and below), N counts the masks.
 """
 
+from collections.abc import Callable
+from typing import Any, TypeVar
+
 import numpy as np
 import torch
 from detectron2.data import detection_utils as utils
@@ -19,6 +22,7 @@ from aff_seg.errors import UserError
 
 Targets = tuple[torch.Tensor, torch.Tensor]
 Size = tuple[int, int]
+S = TypeVar("S", list, dict)
 
 
 def read_picture(path: str, image_format: str | None) -> np.ndarray:
@@ -40,13 +44,17 @@ def read_label_image(path: str) -> np.ndarray:
     """Read a label image: the class of each pixel, integers (H, W).
 
     Raises:
-        UserError: the file is missing, no image, or has several channels or fractions.
+        UserError: the file is missing, no image, has several channels or fractions, or values
+            that are no classes.
     """
     labels = read_picture(path, None)
     if labels.ndim != 2:
         raise UserError(f"{path} has {labels.shape[2]} channels; label images have one.")
     if labels.dtype.kind == "f":
         raise UserError(f"{path} holds {labels.dtype} values; labels are whole numbers.")
+    for value in (labels.min(), labels.max()):
+        if not 0 <= value < 65536:
+            raise UserError(f"{path} holds the value {value}; labels are 0 to 65535.")
     return labels.astype(np.uint8) if labels.dtype == bool else labels
 
 
@@ -198,15 +206,11 @@ class InstanceLabels:
         size: Size,
     ) -> np.ndarray:
         if isinstance(segmentation, list):
-            polygons = [np.array(p, dtype=np.float64).reshape(-1, 2) for p in segmentation]
-            polygons = [p for p in polygons if len(p) > 2]
+            polygons = self._converted(_points, segmentation)
             moved = [transforms.apply_coords(p).reshape(-1) for p in polygons]
             return polygons_to_bitmask(moved, *size)
         if isinstance(segmentation, dict):
-            rle = segmentation
-            if isinstance(rle["counts"], list):
-                rle = mask_util.frPyObjects(rle, *rle["size"])
-            mask = mask_util.decode(rle)
+            mask = self._converted(_decode, segmentation)
         elif isinstance(segmentation, np.ndarray):
             mask = segmentation.astype(np.uint8)
         else:
@@ -220,3 +224,25 @@ class InstanceLabels:
                 f"the image is {self._size[1]} x {self._size[0]}."
             )
         return transforms.apply_segmentation(mask).astype(bool)
+
+    def _converted(self, convert: Callable[[S], Any], segmentation: S) -> Any:
+        try:
+            return convert(segmentation)
+        # What numpy and pycocotools raise for numbers that are none.
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(
+                f"A mask of {self.file_name} is no polygons and no RLE ({error!r}); correct it."
+            ) from error
+
+
+def _points(polygons: list) -> list[np.ndarray]:
+    """(points, 2) of each polygon that has three points or more."""
+    points = [np.array(polygon, dtype=np.float64).reshape(-1, 2) for polygon in polygons]
+    return [p for p in points if len(p) > 2]
+
+
+def _decode(rle: dict) -> np.ndarray:
+    """uint8 (H, W) of RLE, compressed or not."""
+    if isinstance(rle["counts"], list):
+        rle = mask_util.frPyObjects(rle, *rle["size"])
+    return mask_util.decode(rle)

@@ -497,3 +497,21 @@ def test_bilevel_and_deep_label_images_load(record, tmp_path):
     Image.fromarray(halves.astype(np.float32)).save(tmp_path / "labels.tif")
     record["sem_seg_file_name"] = str(tmp_path / "labels.tif")
     assert "float32 values; labels are whole numbers" in fail("semantic", record)
+    for value in (-1, 65536):
+        Image.fromarray(np.full(SIZE, value, dtype=np.int32)).save(tmp_path / "labels.tif")
+        assert f"labels.tif holds the value {value}" in fail("semantic", record)
+
+
+@pytest.mark.parametrize(
+    "segmentation",
+    [
+        [["a", 0, 5, 0, 5, 5]],
+        [[0, 0, 5, 0, 5]],
+        {"size": list(SIZE), "counts": "@@"},
+        {"size": [1]},
+    ],
+)
+def test_a_mask_that_cannot_be_read_is_named(segmentation, record):
+    record["annotations"] = [{"category_id": 2, "segmentation": segmentation}]
+    told = fail("instance", record)
+    assert f"A mask of {record['file_name']} is no polygons and no RLE" in told
