@@ -8,7 +8,7 @@ and below), N counts the masks.
 """
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,7 +22,6 @@ from aff_seg.errors import UserError
 
 Targets = tuple[torch.Tensor, torch.Tensor]
 Size = tuple[int, int]
-S = TypeVar("S", list, dict)
 
 
 def read_picture(path: str, image_format: str | None) -> np.ndarray:
@@ -225,7 +224,7 @@ class InstanceLabels:
             )
         return transforms.apply_segmentation(mask).astype(bool)
 
-    def _converted(self, convert: Callable[[S], Any], segmentation: S) -> Any:
+    def _converted(self, convert: Callable[[Any], Any], segmentation: list | dict) -> Any:
         try:
             return convert(segmentation)
         # What numpy and pycocotools raise for numbers that are none.
