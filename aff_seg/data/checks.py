@@ -96,9 +96,12 @@ def _check_files(name: str, metadata: Metadata) -> list[dict]:
     except UserError as error:
         raise UserError(f"Dataset {name}: {error}") from error
     # Detectron2's loaders assert what they find; broken JSON and foreign ids end here too.
-    except (AssertionError, OSError, KeyError, ValueError) as error:
+    except (AssertionError, OSError, LookupError, TypeError, ValueError) as error:
+        listing = metadata.get("panoptic_json", metadata.get("json_file"))
+        source = f" from {listing}" if listing else ""
         raise UserError(
-            f"Dataset {name} cannot be read ({type(error).__name__}: {error}); {remedy(name)}."
+            f"Dataset {name} cannot be read{source} ({type(error).__name__}: {error}); "
+            f"{remedy(name)}."
         ) from error
     if not records:
         raise UserError(f"Dataset {name} has no images; {remedy(name)}.")
