@@ -15,7 +15,9 @@ import torch
 from detectron2.data import detection_utils as utils
 from detectron2.data.transforms import TransformList
 from detectron2.structures import polygons_to_bitmask
+from detectron2.utils.file_io import PathManager
 from panopticapi.utils import rgb2id
+from PIL import Image
 from pycocotools import mask as mask_util
 
 from aff_seg.errors import UserError
@@ -28,15 +30,25 @@ def read_picture(path: str, image_format: str | None) -> np.ndarray:
     """Read an image file as Detectron2 does, uint8 (H, W, 3) or, without format, as stored.
 
     Raises:
-        UserError: the file is missing, or is no image.
+        UserError: the file is missing, is no image, or has pixels of other than 8 bits where a
+            format is wanted.
     """
     try:
+        if image_format is not None:
+            require_8_bits(path)
         return utils.read_image(path, image_format)
     except FileNotFoundError as error:
         raise UserError(f"{path} is missing; make or fetch the dataset again.") from error
     # What Pillow raises for damaged files of various formats.
     except (OSError, SyntaxError, ValueError) as error:
         raise UserError(f"{path} cannot be read as an image ({error}).") from error
+
+
+def require_8_bits(path: str) -> None:
+    """Raise a :class:`UserError` for a grey picture of more than 8 bits, which would turn white."""
+    with PathManager.open(path, "rb") as file, Image.open(file) as image:
+        if image.mode[0] in "IF":
+            raise UserError(f"{path} has pixels of more than 8 bits; convert it to 8 bits.")
 
 
 def read_label_image(path: str) -> np.ndarray:
