@@ -133,7 +133,7 @@ def remedy(name: str, path: str = "") -> str:
     """How to mend a dataset where ``path`` is missing: a command, or what to look at."""
     for beginning, (layout, folder) in _LAYOUTS.items():
         if name.startswith(beginning):
-            root = Path(os.getenv("DETECTRON2_DATASETS", "datasets"))
+            root = Path(os.getenv("DETECTRON2_DATASETS", "datasets")).expanduser()
             draw = draw_command(layout, root)
             if is_drawn(root / folder):
                 return f"delete {root / folder} and draw it anew: {draw}"

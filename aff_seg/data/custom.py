@@ -1,6 +1,7 @@
 """Datasets of the user's own, registered from ``DATASETS.CUSTOM`` of a config."""
 
 import difflib
+import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -25,6 +26,7 @@ from aff_seg.data.metadata import instance_metadata, panoptic_metadata, semantic
 from aff_seg.errors import UserError
 
 _REQUIRED = ("NAME", "KIND", "IMAGES", "ANNOTATIONS")
+_PATHS = ("IMAGES", "ANNOTATIONS", "SEGMENTS")
 _KEYS = (*_REQUIRED, "SEGMENTS", "CLASSES", "COLORS")
 
 # Entries registered so far in this process, by name.
@@ -71,7 +73,7 @@ def _checked(entry: dict, place: int) -> dict:
             close = difflib.get_close_matches(str(key), _KEYS, n=1)
             hint = f"did you mean {close[0]}?" if close else f"known are {', '.join(_KEYS)}."
             raise UserError(f"{where} has the unknown key {key}; {hint}")
-    for key in _REQUIRED:
+    for key in (*_REQUIRED, *(["SEGMENTS"] if "SEGMENTS" in entry else [])):
         if not isinstance(entry.get(key), str) or not entry[key]:
             raise UserError(f"{where}.{key} is {entry.get(key)!r}; it must be a text.")
     if entry["KIND"] not in KINDS:
@@ -82,7 +84,8 @@ def _checked(entry: dict, place: int) -> dict:
     classes = entry.get("CLASSES") or []
     if not isinstance(classes, list) or len({isinstance(c, dict) for c in classes}) > 1:
         raise UserError(f"{where}.CLASSES must be a list of names or of categories.")
-    return dict(entry)
+    paths = {key: os.path.expanduser(entry[key]) for key in _PATHS if entry.get(key)}
+    return {**entry, **paths}
 
 
 def _check_same_classes(entries: Sequence[dict]) -> None:

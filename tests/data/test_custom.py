@@ -115,6 +115,14 @@ def test_names_and_colours_can_be_given(root):
     assert MetadataCatalog.get("small").stuff_classes == ["a", "b", "c", "d", "e"]
 
 
+def test_paths_may_begin_at_the_home_folder(root, monkeypatch):
+    monkeypatch.setenv("HOME", str(root))
+    for kind in KINDS:
+        entry = entry_of(kind, Path("~"))
+        entry |= {"SEGMENTS": "~/panoptic"} if kind == "coco_panoptic" else {}
+        check_datasets(registered(entry))
+
+
 def test_a_colour_in_another_form_is_left_out(root):
     classes = [{"id": i, "name": name, "color": "#ff0000"} for i, name in ((7, "cat"), (21, "dog"))]
     registered(entry_of("coco", root, CLASSES=classes))
@@ -186,6 +194,7 @@ def test_wrong_entries_are_named(root):
     assert "DATASETS.CUSTOM[0] is 'x'" in told("x")
     assert "unknown key IMAGE; did you mean IMAGES?" in told({**good, "IMAGE": "x"})
     assert "DATASETS.CUSTOM[1].ANNOTATIONS is None" in told(good, {**good, "ANNOTATIONS": None})
+    assert "[0].SEGMENTS is 5; it must be a text" in told({**good, "SEGMENTS": 5})
     assert "KIND is 'voc'; it must be one of coco, coco_pan" in told({**good, "KIND": "voc"})
     assert "NAME is coco_2017_val, a dataset" in told({**good, "NAME": "coco_2017_val"})
     assert "two entries with NAME small" in told(good, good)

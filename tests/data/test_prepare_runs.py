@@ -198,6 +198,13 @@ def test_a_folder_that_cannot_be_written_is_told(tmp_path, monkeypatch):
         prepare("coco", tmp_path, "--workers", 1)
 
 
+def test_the_root_may_begin_at_the_home_folder(tmp_path, monkeypatch):
+    draw(tmp_path, "coco")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("DETECTRON2_DATASETS", "~")
+    assert main(COCO, "", ["--workers", "1"]) == 0
+
+
 def test_a_file_that_cannot_be_written_is_told_and_not_its_source(tmp_path, monkeypatch, capsys):
     draw(tmp_path, "coco")
 

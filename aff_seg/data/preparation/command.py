@@ -55,7 +55,7 @@ def _parse(dataset: Dataset, description: str, argv: Sequence[str] | None) -> ar
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    root = os.getenv("DETECTRON2_DATASETS", "datasets")
+    root = os.path.expanduser(os.getenv("DETECTRON2_DATASETS", "datasets"))
     splits = tuple(dataset.published)
     parser.add_argument(
         "--root",
