@@ -7,12 +7,17 @@ Shapes: H, W are those of the image file, h, w those after augmentation and padd
 and below), N counts the masks.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import torch
 from detectron2.data import detection_utils as utils
 from detectron2.data.transforms import TransformList
 from detectron2.structures import polygons_to_bitmask
+from detectron2.utils.file_io import PathManager
 from panopticapi.utils import rgb2id
+from PIL import Image
 from pycocotools import mask as mask_util
 
 from aff_seg.errors import UserError
@@ -25,9 +30,12 @@ def read_picture(path: str, image_format: str | None) -> np.ndarray:
     """Read an image file as Detectron2 does, uint8 (H, W, 3) or, without format, as stored.
 
     Raises:
-        UserError: the file is missing, or is no image.
+        UserError: the file is missing, is no image, or has pixels of other than 8 bits where a
+            format is wanted.
     """
     try:
+        if image_format is not None:
+            require_8_bits(path)
         return utils.read_image(path, image_format)
     except FileNotFoundError as error:
         raise UserError(f"{path} is missing; make or fetch the dataset again.") from error
@@ -36,17 +44,28 @@ def read_picture(path: str, image_format: str | None) -> np.ndarray:
         raise UserError(f"{path} cannot be read as an image ({error}).") from error
 
 
+def require_8_bits(path: str) -> None:
+    """Raise a :class:`UserError` for a grey picture of more than 8 bits, which would turn white."""
+    with PathManager.open(path, "rb") as file, Image.open(file) as image:
+        if image.mode[0] in "IF":
+            raise UserError(f"{path} has pixels of more than 8 bits; convert it to 8 bits.")
+
+
 def read_label_image(path: str) -> np.ndarray:
     """Read a label image: the class of each pixel, integers (H, W).
 
     Raises:
-        UserError: the file is missing, no image, or has several channels or fractions.
+        UserError: the file is missing, no image, has several channels or fractions, or values
+            that are no classes.
     """
     labels = read_picture(path, None)
     if labels.ndim != 2:
         raise UserError(f"{path} has {labels.shape[2]} channels; label images have one.")
     if labels.dtype.kind == "f":
         raise UserError(f"{path} holds {labels.dtype} values; labels are whole numbers.")
+    for value in (labels.min(), labels.max()):
+        if not 0 <= value < 65536:
+            raise UserError(f"{path} holds the value {value}; labels are 0 to 65535.")
     return labels.astype(np.uint8) if labels.dtype == bool else labels
 
 
@@ -198,15 +217,11 @@ class InstanceLabels:
         size: Size,
     ) -> np.ndarray:
         if isinstance(segmentation, list):
-            polygons = [np.array(p, dtype=np.float64).reshape(-1, 2) for p in segmentation]
-            polygons = [p for p in polygons if len(p) > 2]
+            polygons = self._converted(_points, segmentation)
             moved = [transforms.apply_coords(p).reshape(-1) for p in polygons]
             return polygons_to_bitmask(moved, *size)
         if isinstance(segmentation, dict):
-            rle = segmentation
-            if isinstance(rle["counts"], list):
-                rle = mask_util.frPyObjects(rle, *rle["size"])
-            mask = mask_util.decode(rle)
+            mask = self._converted(_decode, segmentation)
         elif isinstance(segmentation, np.ndarray):
             mask = segmentation.astype(np.uint8)
         else:
@@ -220,3 +235,25 @@ class InstanceLabels:
                 f"the image is {self._size[1]} x {self._size[0]}."
             )
         return transforms.apply_segmentation(mask).astype(bool)
+
+    def _converted(self, convert: Callable[[Any], Any], segmentation: list | dict) -> Any:
+        try:
+            return convert(segmentation)
+        # What numpy and pycocotools raise for numbers that are none.
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(
+                f"A mask of {self.file_name} is no polygons and no RLE ({error!r}); correct it."
+            ) from error
+
+
+def _points(polygons: list) -> list[np.ndarray]:
+    """(points, 2) of each polygon that has three points or more."""
+    points = [np.array(polygon, dtype=np.float64).reshape(-1, 2) for polygon in polygons]
+    return [p for p in points if len(p) > 2]
+
+
+def _decode(rle: dict) -> np.ndarray:
+    """uint8 (H, W) of RLE, compressed or not."""
+    if isinstance(rle["counts"], list):
+        rle = mask_util.frPyObjects(rle, *rle["size"])
+    return mask_util.decode(rle)

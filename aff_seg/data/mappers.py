@@ -20,7 +20,13 @@ from detectron2.projects.point_rend.color_augmentation import ColorAugSSDTransfo
 from detectron2.structures import Instances
 from torch.nn import functional as F
 
-from aff_seg.data.labels import InstanceLabels, PanopticLabels, SemanticLabels, read_picture
+from aff_seg.data.labels import (
+    InstanceLabels,
+    PanopticLabels,
+    SemanticLabels,
+    read_picture,
+    require_8_bits,
+)
 from aff_seg.errors import UserError
 
 _IMAGE_PADDING = 128
@@ -217,11 +223,12 @@ class EvaluationMapper(DatasetMapper):
         """Turn a record into an input of the model.
 
         Raises:
-            UserError: the image is missing or damaged.
+            UserError: the image is missing or damaged, or has pixels of other than 8 bits.
         """
         # Detectron2 would decode the label image too; evaluators read their own ground truth.
         record = {key: value for key, value in record.items() if key != "sem_seg_file_name"}
         try:
+            require_8_bits(record["file_name"])
             return super().__call__(record)
         except (OSError, SyntaxError, ValueError) as error:
             raise UserError(f"{record['file_name']} cannot be read ({error}).") from error

@@ -367,6 +367,17 @@ def test_evaluation_names_a_picture_that_cannot_be_read(tmp_path, load_config):
         mapper({"file_name": str(path)})
 
 
+@pytest.mark.parametrize("kind", [np.uint16, np.float32])
+def test_a_picture_of_more_than_8_bits_is_named(kind, record, tmp_path, load_config):
+    path = tmp_path / "deep.tif"
+    Image.fromarray(np.full(SIZE, 300, dtype=kind)).save(path)
+    message = f"{path} has pixels of more than 8 bits"
+    evaluate = EvaluationMapper(load_config("cityscapes/panoptic/aff_mini"), is_train=False)
+    with pytest.raises(UserError, match=message):
+        evaluate({"file_name": str(path)})
+    assert message in fail("panoptic", {**record, "file_name": str(path)})
+
+
 # Large-scale jitter
 
 
@@ -497,3 +508,21 @@ def test_bilevel_and_deep_label_images_load(record, tmp_path):
     Image.fromarray(halves.astype(np.float32)).save(tmp_path / "labels.tif")
     record["sem_seg_file_name"] = str(tmp_path / "labels.tif")
     assert "float32 values; labels are whole numbers" in fail("semantic", record)
+    for value in (-1, 65536):
+        Image.fromarray(np.full(SIZE, value, dtype=np.int32)).save(tmp_path / "labels.tif")
+        assert f"labels.tif holds the value {value}" in fail("semantic", record)
+
+
+@pytest.mark.parametrize(
+    "segmentation",
+    [
+        [["a", 0, 5, 0, 5, 5]],
+        [[0, 0, 5, 0, 5]],
+        {"size": list(SIZE), "counts": "@@"},
+        {"size": [1]},
+    ],
+)
+def test_a_mask_that_cannot_be_read_is_named(segmentation, record):
+    record["annotations"] = [{"category_id": 2, "segmentation": segmentation}]
+    told = fail("instance", record)
+    assert f"A mask of {record['file_name']} is no polygons and no RLE" in told
