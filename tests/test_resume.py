@@ -1,5 +1,6 @@
 """A training that is killed, stopped or repeated computes what it would have computed anyway."""
 
+import json
 import random
 import re
 import shutil
@@ -8,9 +9,10 @@ import time
 
 import pytest
 import torch
-from train_runs import run, start
+from train_runs import ROOT, run, start
 
 from aff_seg.data.shapes import write_dataset
+from aff_seg.engine.curves import read_metrics
 
 ITERATIONS = 12
 SETTINGS = {
@@ -18,6 +20,7 @@ SETTINGS = {
     "SOLVER__MAX_ITER": ITERATIONS,
     "SOLVER__CHECKPOINT_PERIOD": 1,
     "TEST__EVAL_PERIOD": 5,
+    "TEST__BEST_METRIC": "mIoU",
     "MODEL__AFF__DROP_PATH_RATE": 0.3,
     "INPUT__COLOR_AUG_SSD": True,
 }
@@ -74,6 +77,16 @@ def test_another_seed_gives_another_training(shapes, uninterrupted, tmp_path):
     assert any(path.startswith("/model/backbone") for path in changed)
 
 
+def scores_of(output):
+    """Scores over iterations, and the best weights with their note."""
+    series = read_metrics(str(output / "metrics.json"))
+    scores = {name: points for name, points in series.items() if "/" in name}
+    best = json.loads((output / "model_best.json").read_text())
+    assert [iteration for iteration, _ in scores["sem_seg/IoU"]] == [4, 9, ITERATIONS]
+    assert best["value"] == max(value for _, value in scores["sem_seg/IoU"])
+    return {"scores": scores, "note": best, "best": state_of(output, "model_best")}
+
+
 @pytest.mark.parametrize(
     ("kills", "workers"), [(2, 0), pytest.param(10, 1, marks=pytest.mark.slow)]
 )
@@ -97,7 +110,43 @@ def test_killed_runs_end_as_if_nothing_had_happened(
     assert code == 0, err
     assert out.splitlines()[-1].startswith("cityscapes_fine_panoptic_val")
     assert not differences(whole, state_of(output))
+    assert not differences(scores_of(uninterrupted[0]), scores_of(output))
     assert not list(output.glob(".*"))
+
+
+@pytest.mark.parametrize(
+    ("name", "call", "last", "status"),
+    [
+        ("SIGTERM", 2, "model_0000009.pth", 75),
+        ("SIGKILL", 3, "model_final.pth", -signal.SIGKILL),
+        pytest.param("SIGKILL", 2, "model_0000009.pth", -9, marks=pytest.mark.slow),
+        pytest.param("SIGTERM", 3, "model_final.pth", 75, marks=pytest.mark.slow),
+    ],
+)
+def test_evaluations_cut_short_are_repeated(
+    shapes, uninterrupted, tmp_path, name, call, last, status
+):
+    output = tmp_path / "out"
+    options = {"launcher": (str(ROOT / "tests" / "signalled.py"),)}
+    options["variables"] = {"SIGNALLED": f"test {call} {name}"}
+    # Steps between a checkpoint and an evaluation are not lost.
+    settings = {**SETTINGS, "SOLVER__CHECKPOINT_PERIOD": 4}
+    code, _, err = run(shapes, output, **options, **settings)
+    assert code == status, err
+    assert (output / "last_checkpoint").read_text() == last
+    code, _, err = run(shapes, output, "--resume", **settings)
+    assert code == 0, err
+    assert not differences(uninterrupted[1], state_of(output))
+    assert not differences(scores_of(uninterrupted[0]), scores_of(output))
+
+
+def test_a_signal_before_the_first_step_ends_at_once(shapes, tmp_path):
+    options = {"launcher": (str(ROOT / "tests" / "signalled.py"),)}
+    options["variables"] = {"SIGNALLED": "build_model 1 SIGTERM"}
+    code, out, err = run(shapes, tmp_path / "out", "--resume", **options, **SETTINGS)
+    assert code == 75, err
+    assert "Starting training" not in out and "Traceback" not in out + err
+    assert not (tmp_path / "out" / "last_checkpoint").exists()
 
 
 def test_a_broken_checkpoint_falls_back_and_nothing_is_lost(shapes, uninterrupted, tmp_path):
