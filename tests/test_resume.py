@@ -206,6 +206,23 @@ def test_two_processes_stop_together_and_resume(shapes, tmp_path):
     assert len(whole["random"]) == 2 and differences(*whole["random"])
 
 
+@pytest.mark.slow
+def test_two_processes_end_with_the_one_that_started_them(shapes, tmp_path):
+    """Even where SIGINT is ignored, as in what a script starts in the background."""
+    settings = {**SETTINGS, "SOLVER__MAX_ITER": 100_000}
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        process = start(shapes, tmp_path / "out", *TWO, **settings)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    while not (tmp_path / "out" / "last_checkpoint").exists():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    # Whoever is left holds the pipes.
+    process.communicate(timeout=60)
+
+
 def test_deterministic_runs_give_the_same_bits_without_a_seed(shapes, tmp_path):
     settings = {**SETTINGS, "SEED": -1, "DETERMINISTIC": True, "SOLVER__MAX_ITER": 4}
     settings |= {"SOLVER__AMP__ENABLED": True, "SOLVER__AMP__PRECISION": "bfloat16"}

@@ -129,7 +129,7 @@ def launch(main: Callable[[Any], None], arguments: Any) -> None:
             signal.signal(number, _pass_on)
     try:
         detectron2.engine.launch(
-            _run,
+            _run_child if arguments.num_gpus > 1 else _run,
             arguments.num_gpus,
             num_machines=arguments.num_machines,
             machine_rank=arguments.machine_rank,
@@ -175,6 +175,13 @@ def _join(place: Place) -> None:
     )
     comm.create_local_process_group(place.local_size)
     comm.synchronize()
+
+
+def _run_child(main: Callable[[Any], None], arguments: Any) -> None:
+    # torch has SIGINT sent to a process whose parent was killed. Where the program was started in
+    # the background it would be ignored, and the process would train on.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    _run(main, arguments)
 
 
 def _run(main: Callable[[Any], None], arguments: Any) -> None:
