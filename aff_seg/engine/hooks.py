@@ -14,7 +14,7 @@ from detectron2.utils import comm
 from torch import nn
 
 from aff_seg.engine.checkpoint import Checkpointer
-from aff_seg.engine.checkpoint_file import atomic_open
+from aff_seg.engine.checkpoint_file import atomic_open, write_checkpoint
 from aff_seg.engine.curves import plot_curves
 from aff_seg.evaluation.report import metric_of
 from aff_seg.randomness import random_state
@@ -184,8 +184,8 @@ class BestKeeper(HookBase):
             self._save(dataset, iteration)
 
     def _save(self, dataset: str, iteration: int) -> None:
-        with atomic_open(os.path.join(self._folder, self.WEIGHTS)) as file:
-            torch.save({"model": self._model.state_dict()}, file)
+        weights = {"model": self._model.state_dict()}
+        write_checkpoint(os.path.join(self._folder, self.WEIGHTS), weights)
         note = {"metric": self._metric, "value": self._best, "iteration": iteration}
         with atomic_open(os.path.join(self._folder, self.NOTE)) as file:
             file.write(json.dumps({**note, "dataset": dataset}).encode())

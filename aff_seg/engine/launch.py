@@ -19,6 +19,9 @@ from torch.multiprocessing import ProcessExitedException
 from aff_seg.errors import UserError
 from aff_seg.stopping import SIGNALS, STOPPED_STATUS, Stopped
 
+# SLURM numbers steps that srun has not started, such as the shell of salloc, from here.
+FIRST_SPECIAL_STEP = 0xFFFFFFF0
+
 
 @dataclass(frozen=True)
 class Place:
@@ -57,9 +60,10 @@ def place_in(environment: Mapping[str, str]) -> Place | None:
             address=environment["MASTER_ADDR"],
             port=int(environment["MASTER_PORT"]),
         )
-    # The script of sbatch has the other variables, too, but is not a step.
+    # The script of sbatch and the shell of salloc have the other variables, too.
     if {"SLURM_STEP_ID", "SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID"} <= environment.keys():
-        return _place_in_step(environment)
+        if int(environment["SLURM_STEP_ID"]) < FIRST_SPECIAL_STEP:
+            return _place_in_step(environment)
     return None
 
 
