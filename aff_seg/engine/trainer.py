@@ -21,6 +21,7 @@ from aff_seg.data import EvaluationMapper, build_train_mapper
 from aff_seg.data.stream import TrainLoader, build_train_loader
 from aff_seg.engine import solver
 from aff_seg.engine.checkpoint import Checkpointer
+from aff_seg.engine.curves import end_last_line
 from aff_seg.engine.hooks import BestKeeper, CurvePlotter, Evaluator, ProgressPrinter, Saver
 from aff_seg.engine.loop import StepOptions, TrainLoop
 from aff_seg.errors import UserError
@@ -104,6 +105,12 @@ class Trainer(DefaultTrainer):
         Raises:
             UserError: processes find different checkpoints.
         """
+        if not resume and self.checkpointer.has_checkpoint():
+            logger.warning(
+                "OUTPUT_DIR %s has checkpoints of an earlier training, from which --resume goes on "
+                "until this one has written its own.",
+                self.cfg.OUTPUT_DIR,
+            )
         rest = self.checkpointer.resume_or_load(self.cfg.MODEL.WEIGHTS, resume=resume)
         if resume and self.checkpointer.has_checkpoint():
             self.start_iter = self.iter + 1
@@ -154,10 +161,9 @@ class Trainer(DefaultTrainer):
 
     def build_writers(self) -> list[EventWriter]:
         """TensorBoard events and ``metrics.json``; the terminal has :class:`ProgressPrinter`."""
-        return [
-            JSONWriter(os.path.join(self.cfg.OUTPUT_DIR, "metrics.json")),
-            TensorboardXWriter(self.cfg.OUTPUT_DIR),
-        ]
+        path = os.path.join(self.cfg.OUTPUT_DIR, "metrics.json")
+        end_last_line(path)
+        return [JSONWriter(path), TensorboardXWriter(self.cfg.OUTPUT_DIR)]
 
     @property
     def last_results(self) -> Results:

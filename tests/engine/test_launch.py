@@ -186,6 +186,7 @@ def test_two_processes_compute_what_one_does_with_the_same_batch(runs):
     assert losses["torchrun"] == pytest.approx(losses["alone"], rel=1e-4)
 
 
+@pytest.mark.slow
 def test_tasks_of_srun_train_together(runs, tmp_path):
     shapes = runs["shapes"]
     tasks = []
