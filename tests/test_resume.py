@@ -5,6 +5,7 @@ import random
 import re
 import shutil
 import signal
+import socket
 import time
 
 import pytest
@@ -208,6 +209,25 @@ def test_two_processes_stop_together_and_resume(shapes, tmp_path):
     whole, resumed = state_of(tmp_path / "whole"), state_of(output)
     assert not differences(whole, resumed)
     assert len(whole["random"]) == 2 and differences(*whole["random"])
+
+
+@pytest.mark.slow
+def test_two_machines_stop_together(shapes, tmp_path):
+    """Of one process each, which the programs that get signals start."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        url = f"tcp://127.0.0.1:{free.getsockname()[1]}"
+    # Cityscapes is scored on one machine only.
+    settings = {**SETTINGS, "SOLVER__MAX_ITER": 100_000, "DATASETS__TEST": "()"}
+    machines = ("--num-machines", "2", "--dist-url", url, "--machine-rank")
+    first, second = (start(shapes, tmp_path / "out", *machines, n, **settings) for n in "01")
+    while not (tmp_path / "out" / "last_checkpoint").exists():
+        assert first.poll() is None, first.communicate()
+        time.sleep(0.02)
+    second.send_signal(signal.SIGTERM)
+    for process in (first, second):
+        _, err = process.communicate(timeout=240)
+        assert process.returncode == 75, err
 
 
 @pytest.mark.slow

@@ -128,12 +128,13 @@ def launch(main: Callable[[Any], None], arguments: Any) -> None:
             f"--num-machines is {arguments.num_machines}; give all of them one --dist-url, "
             "tcp://<the first machine>:<a free port>."
         )
-    if arguments.num_gpus > 1:
+    starts_others = arguments.num_gpus * arguments.num_machines > 1
+    if starts_others:
         for number in SIGNALS:
             signal.signal(number, _pass_on)
     try:
         detectron2.engine.launch(
-            _run_child if arguments.num_gpus > 1 else _run,
+            _run_child if starts_others else _run,
             arguments.num_gpus,
             num_machines=arguments.num_machines,
             machine_rank=arguments.machine_rank,
