@@ -21,7 +21,8 @@ from aff_seg.data import EvaluationMapper, build_train_mapper
 from aff_seg.data.stream import TrainLoader, build_train_loader
 from aff_seg.engine import solver
 from aff_seg.engine.checkpoint import Checkpointer
-from aff_seg.engine.hooks import BestKeeper, CurvePlotter, ProgressPrinter, Saver
+from aff_seg.engine.curves import end_last_line
+from aff_seg.engine.hooks import BestKeeper, CurvePlotter, Evaluator, ProgressPrinter, Saver
 from aff_seg.engine.loop import StepOptions, TrainLoop
 from aff_seg.errors import UserError
 from aff_seg.evaluation import Results, build_evaluator
@@ -70,11 +71,14 @@ class Trainer(DefaultTrainer):
         logging.getLogger("detectron2.engine.train_loop").addFilter(_has_no_user_error)
 
     def build_hooks(self) -> list[hooks.HookBase]:
-        # Others take the place of Detectron2's checkpointer and writer.
-        replaced = (hooks.PeriodicCheckpointer, hooks.PeriodicWriter)
+        # Others take the place of Detectron2's checkpointer, evaluation and writer.
+        replaced = (hooks.PeriodicCheckpointer, hooks.EvalHook, hooks.PeriodicWriter)
         built = [h for h in super().build_hooks() if not isinstance(h, replaced)]
-        evaluation = next(i for i, h in enumerate(built) if isinstance(h, hooks.EvalHook))
-        built.insert(evaluation, Saver(self.checkpointer, self.cfg.SOLVER.CHECKPOINT_PERIOD))
+        period, evaluation_period = self.cfg.SOLVER.CHECKPOINT_PERIOD, self.cfg.TEST.EVAL_PERIOD
+        built += [
+            Saver(self.checkpointer, period, evaluation_period),
+            Evaluator(evaluation_period, self._evaluate),
+        ]
         if comm.is_main_process():
             # Short runs, too, get curves worth looking at.
             period = min(20, max(1, self.max_iter // 100))
@@ -101,6 +105,12 @@ class Trainer(DefaultTrainer):
         Raises:
             UserError: processes find different checkpoints.
         """
+        if not resume and self.checkpointer.has_checkpoint():
+            logger.warning(
+                "OUTPUT_DIR %s has checkpoints of an earlier training, from which --resume goes on "
+                "until this one has written its own.",
+                self.cfg.OUTPUT_DIR,
+            )
         rest = self.checkpointer.resume_or_load(self.cfg.MODEL.WEIGHTS, resume=resume)
         if resume and self.checkpointer.has_checkpoint():
             self.start_iter = self.iter + 1
@@ -126,7 +136,15 @@ class Trainer(DefaultTrainer):
         if self._random_states:
             set_random_state(self._random_states[comm.get_rank()])
 
+    def _evaluate(self) -> Results:
+        # All is saved, and evaluations can take long.
+        with self.stop_request.heeded_at_once():
+            self._last_eval_results = self.test(self.cfg, self.model)
+        return self._last_eval_results
+
     def after_train(self) -> None:
+        # A run that had ended before would count one iteration more.
+        self.iter = min(self.iter, self.max_iter)
         if self.must_stop:
             # There is no time left; a resumed run evaluates.
             self._hooks = [h for h in self._hooks if not isinstance(h, hooks.EvalHook)]
@@ -143,10 +161,9 @@ class Trainer(DefaultTrainer):
 
     def build_writers(self) -> list[EventWriter]:
         """TensorBoard events and ``metrics.json``; the terminal has :class:`ProgressPrinter`."""
-        return [
-            JSONWriter(os.path.join(self.cfg.OUTPUT_DIR, "metrics.json")),
-            TensorboardXWriter(self.cfg.OUTPUT_DIR),
-        ]
+        path = os.path.join(self.cfg.OUTPUT_DIR, "metrics.json")
+        end_last_line(path)
+        return [JSONWriter(path), TensorboardXWriter(self.cfg.OUTPUT_DIR)]
 
     @property
     def last_results(self) -> Results:

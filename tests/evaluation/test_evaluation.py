@@ -296,10 +296,10 @@ def test_evaluators_are_checked_before_any_work(load_config):
 
 def test_the_best_metric_is_checked_before_training(load_config):
     cfg = load_config("ade20k/semantic/aff_mini")
-    for known in ("mIoU", "sem_seg/fwIoU", ""):
+    for known in ("mIoU", "sem_seg/fwIoU", "sem_seg/IoU-wall", ""):
         cfg.TEST.BEST_METRIC = known
         check_best_metric(cfg)
-    for unknown in ("PQ", "segm/AP", "miou"):
+    for unknown in ("PQ", "segm/AP", "miou", "sem_seg/PQ", "sem_seg/", "sem_seg/IoU"):
         cfg.TEST.BEST_METRIC = unknown
         with pytest.raises(UserError, match=f"BEST_METRIC is '{unknown}', but ade20k.* by mIoU; "):
             check_best_metric(cfg)
