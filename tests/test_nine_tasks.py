@@ -23,14 +23,19 @@ METRICS = {
 }
 
 
-@pytest.fixture(scope="module")
-def scores(tmp_path_factory):
-    """Drawn as downloaded, prepared by the scripts, scored in a process of its own."""
-    root = tmp_path_factory.mktemp("nine")
+def write_raw_and_prepare(root):
+    """Draw every dataset as it is downloaded and prepare it by its script."""
     for layout, dataset in DATASETS.items():
         request = {"train": 3, "val": 4, "size": (96, 128), "raw": True, "progress": False}
         write_dataset(layout=layout, root=root, **request)
         assert main(dataset, "", ["--root", str(root), "--workers", "1"]) == 0
+
+
+@pytest.fixture(scope="module")
+def scores(tmp_path_factory):
+    """Drawn, prepared, scored in a process of its own."""
+    root = tmp_path_factory.mktemp("nine")
+    write_raw_and_prepare(root)
     done = subprocess.run(
         [sys.executable, "tests/nine_tasks.py"],
         capture_output=True,
