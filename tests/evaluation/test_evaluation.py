@@ -95,7 +95,7 @@ def dataset(request, tmp_path):
         stuff_dataset_id_to_contiguous_id=builtin.stuff_dataset_id_to_contiguous_id,
     )
     record = {"file_name": f"{stem}_leftImg8bit.png", "image_id": stem}
-    yield SimpleNamespace(name=name, record=record, ids=ids, segments=segments)
+    yield SimpleNamespace(name=name, record=record, ids=ids, segments=segments, path=truth)
     MetadataCatalog.remove(name)
 
 
@@ -132,7 +132,7 @@ def prediction(ids, segments):
     return {"sem_seg": sem_seg, "panoptic_seg": (panoptic, infos), "instances": instances}
 
 
-@pytest.mark.filterwarnings("ignore:Mean of empty slice")
+@pytest.mark.filterwarnings("error")
 def test_ground_truth_as_prediction_scores_100(dataset, tmp_path):
     results = evaluate(dataset, prediction(dataset.ids, dataset.segments), tmp_path / "out")
     summary = summarize(results)
@@ -148,7 +148,7 @@ def test_ground_truth_as_prediction_scores_100(dataset, tmp_path):
     assert len(saved["annotations"][0]["segments_info"]) == len(dataset.segments)
 
 
-@pytest.mark.filterwarnings("ignore:Mean of empty slice")
+@pytest.mark.filterwarnings("error")
 def test_nothing_found_scores_0_and_does_not_fail(dataset, tmp_path):
     results = evaluate(dataset, prediction(np.zeros(SIZE, int), {}), tmp_path / "out")
     summary = summarize(results)
@@ -195,14 +195,17 @@ def test_error_of_the_cityscapes_scripts_is_a_user_error(dataset, evaluator):
 
 
 @pytest.mark.parametrize("dataset", ["with_things"], indirect=True)
-def test_cityscapes_scripts_run_without_a_function_that_numpy_took_away(
-    dataset, tmp_path, monkeypatch
-):
-    monkeypatch.delattr(np, "in1d", raising=False)
-    for script in (cityscapes.scripts, cityscapes.pixel_scripts):
-        monkeypatch.setattr(script, "np", np)
-    summary = summarize(evaluate(dataset, prediction(dataset.ids, dataset.segments), tmp_path))
-    assert summary["AP"] == summary["mIoU"] == pytest.approx(100)
+def test_predictions_that_are_all_ignored_score_0(dataset, tmp_path):
+    """Cars where nothing is labelled and bicycles where there are none, but no car where one is."""
+    ids, bicycle = np.zeros(SIZE, int), (33, 18, True)
+    ids[:, 120:], ids[:20, :40] = 26009, 33000
+    labelled = dataset.path / "aachen" / "aachen_000000_000019_gtFine_instanceIds.png"
+    truth = dataset.ids.copy()
+    truth[:, 120:] = 0
+    Image.fromarray(truth.astype(np.uint16)).save(labelled)
+    found = prediction(ids, {26009: CAR, 33000: bicycle})
+    results = evaluate(dataset, found, tmp_path / "out")
+    assert results["segm"] == {"AP": 0.0, "AP50": 0.0}
 
 
 def test_progress_tells_the_time_left(caplog):
