@@ -37,6 +37,7 @@ SCENES = {
     "with_things": [(SKY, 0, 0, 128, 30), (ROAD, 0, 30, 128, 64), (CAR, 10, 20, 40, 50)]
     + [(CAR, 60, 20, 90, 50), (PERSON, 100, 20, 115, 50)],
     "only_stuff": [(SKY, 0, 0, 128, 30), (ROAD, 0, 30, 128, 64)],
+    "nothing": [],
 }
 
 
@@ -50,7 +51,7 @@ def paint(scene):
     return ids, segments
 
 
-@pytest.fixture(params=list(SCENES))
+@pytest.fixture(params=["with_things", "only_stuff"])
 def dataset(request, tmp_path):
     """A registered dataset of one image, with everything that evaluation reads."""
     ids, segments = paint(SCENES[request.param])
@@ -156,6 +157,28 @@ def test_nothing_found_scores_0_and_does_not_fail(dataset, tmp_path):
     has_things = any(thing for _, _, thing in dataset.segments.values())
     assert summary["PQ_th"] == 0.0 if has_things else math.isnan(summary["PQ_th"])
     assert summary["AP"] == 0.0 if has_things else math.isnan(summary["AP"])
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("dataset", list(SCENES), indirect=True)
+def test_found_classes_that_do_not_occur(dataset, tmp_path):
+    """A bus and terrain: wrong where anything is labelled, and nothing divides by zero."""
+    ids = dataset.ids.copy()
+    ids[:30, :64], ids[40:, 64:] = 28000, 22
+    found = dict(dataset.segments) | {28000: (28, 15, True), 22: (22, 9, False)}
+    found = {id: segment for id, segment in found.items() if (ids == id).any()}
+    summary = summarize(evaluate(dataset, prediction(ids, found), tmp_path / "out"))
+    occur = {label for label, _, _ in dataset.segments.values()}
+    if not occur:
+        assert all(math.isnan(value) for value in summary.values())
+    elif occur == {7, 23}:
+        # Half of the sky and 22 of 34 rows' worth of road are found; bus and terrain score 0.
+        assert summary["mIoU"] == pytest.approx(100 * (1 / 2 + 22 / 34) / 4)
+        assert summary["PQ"] == pytest.approx(100 * (22 / 34) / 4)
+        assert summary["PQ_st"] == pytest.approx(100 * (22 / 34) / 3)
+        assert summary["PQ_th"] == 0 and math.isnan(summary["AP"])
+    else:
+        assert all(0 < value <= 100 for value in summary.values())
 
 
 @pytest.mark.parametrize("dataset", ["with_things"], indirect=True)
