@@ -151,6 +151,8 @@ def test_there_must_be_semantic_results(load_config, tmp_path):
     cfg = load_config("cityscapes/panoptic/aff_mini", "TEST.AUG.ENABLED", True)
     check_evaluators(cfg)
     assert semantic_tests(cfg) == ["cityscapes_fine_panoptic_val"]
+    cfg.DATASETS.TEST = ("cityscapes_fine_instance_seg_val", "cityscapes_fine_panoptic_val")
+    assert semantic_tests(cfg) == ["cityscapes_fine_panoptic_val"]
 
 
 @pytest.fixture(scope="module")
