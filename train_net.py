@@ -28,7 +28,7 @@ from aff_seg.data import check_datasets
 from aff_seg.engine.checkpoint import Checkpointer
 from aff_seg.engine.checkpoint_file import check_weights_exist
 from aff_seg.engine.launch import launch
-from aff_seg.engine.trainer import Trainer, by_dataset
+from aff_seg.engine.trainer import Trainer, add_tasks, by_dataset
 from aff_seg.errors import UserError
 from aff_seg.evaluation import (
     Results,
@@ -76,7 +76,10 @@ def evaluate(cfg: CfgNode, *, resume: bool) -> Results:
     if not (cfg.MODEL.WEIGHTS or resume and checkpointer.has_checkpoint()):
         logger.warning("No MODEL.WEIGHTS: evaluating a model with random weights.")
     checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
-    return by_dataset(cfg, Trainer.test(cfg, model))
+    results = by_dataset(cfg, Trainer.test(cfg, model))
+    if cfg.TEST.AUG.ENABLED:
+        add_tasks(results, Trainer.test_with_TTA(cfg, model))
+    return results
 
 
 def train(cfg: CfgNode, *, resume: bool) -> Results:

@@ -1,4 +1,7 @@
-"""The ids are right: ground truth as a prediction scores 100, with shifted classes near 0."""
+"""The ids are right: ground truth as a prediction scores 100, with shifted classes near 0.
+
+So it is however many processes share the images.
+"""
 
 import json
 import os
@@ -23,20 +26,38 @@ METRICS = {
 }
 
 
-@pytest.fixture(scope="module")
-def scores(tmp_path_factory):
-    """Drawn as downloaded, prepared by the scripts, scored in a process of its own."""
-    root = tmp_path_factory.mktemp("nine")
+def write_raw_and_prepare(root):
+    """Draw every dataset as it is downloaded and prepare it by its script."""
     for layout, dataset in DATASETS.items():
         request = {"train": 3, "val": 4, "size": (96, 128), "raw": True, "progress": False}
         write_dataset(layout=layout, root=root, **request)
         assert main(dataset, "", ["--root", str(root), "--workers", "1"]) == 0
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    root = tmp_path_factory.mktemp("nine")
+    write_raw_and_prepare(root)
+    return root
+
+
+@pytest.fixture(scope="module")
+def scores(root):
+    return scores_of(root, processes=1)
+
+
+def scores_of(root, processes):
     done = subprocess.run(
-        [sys.executable, "tests/nine_tasks.py"],
+        [sys.executable, "tests/nine_tasks.py", str(processes)],
         capture_output=True,
         text=True,
         cwd=REPO,
-        env={**os.environ, "DETECTRON2_DATASETS": str(root), "PYTHONPATH": str(REPO)},
+        env={
+            **os.environ,
+            "DETECTRON2_DATASETS": str(root),
+            "PYTHONPATH": str(REPO),
+            "CUDA_VISIBLE_DEVICES": "",
+        },
         check=False,
     )
     assert done.returncode == 0, done.stderr
@@ -51,3 +72,13 @@ def test_ground_truth_scores_100_and_shifted_classes_0(dataset, task, scores):
     assert set(found["perfect"]) == METRICS[task]
     assert found["perfect"] == pytest.approx(dict.fromkeys(METRICS[task], 100))
     assert all(value < 1 for value in found["shifted"].values())
+
+
+@pytest.mark.slow
+def test_several_processes_find_the_same_scores(root, scores):
+    shared = scores_of(root, processes=3)
+    for task, kinds in scores.items():
+        for kind, values in kinds.items():
+            assert shared[task][kind] == pytest.approx(values, nan_ok=True), (task, kind)
+        main_score = next(iter(kinds["partly"].values()))
+        assert 1 < main_score < 99, task

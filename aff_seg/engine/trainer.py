@@ -25,7 +25,8 @@ from aff_seg.engine.curves import end_last_line
 from aff_seg.engine.hooks import BestKeeper, CurvePlotter, Evaluator, ProgressPrinter, Saver
 from aff_seg.engine.loop import StepOptions, TrainLoop
 from aff_seg.errors import UserError
-from aff_seg.evaluation import Results, build_evaluator
+from aff_seg.evaluation import Results, build_evaluator, semantic_tests
+from aff_seg.inference import SemanticTTA
 from aff_seg.randomness import kept_random_state, set_random_state
 from aff_seg.stopping import StopRequest
 
@@ -79,6 +80,8 @@ class Trainer(DefaultTrainer):
             Saver(self.checkpointer, period, evaluation_period),
             Evaluator(evaluation_period, self._evaluate),
         ]
+        if self.cfg.TEST.AUG.ENABLED:
+            built.append(hooks.EvalHook(0, self._test_with_TTA_at_the_end))
         if comm.is_main_process():
             # Short runs, too, get curves worth looking at.
             period = min(20, max(1, self.max_iter // 100))
@@ -204,6 +207,41 @@ class Trainer(DefaultTrainer):
             return super().test(cfg, model, evaluators)
 
     @classmethod
+    def test_with_TTA(cls, cfg: CfgNode, model: nn.Module) -> Results:
+        """Score the semantic results with test-time augmentation (``TEST.AUG``).
+
+        Returns:
+            for each dataset that has semantic scores the task ``sem_seg_TTA``; nothing in it on
+            other than the main process.
+        """
+        names = semantic_tests(cfg)
+        cfg = cfg.clone()
+        cfg.defrost()
+        cfg.DATASETS.TEST = tuple(names)
+        # Whole images, which the views are made from.
+        cfg.INPUT.MIN_SIZE_TEST = 0
+        only = cfg.MODEL.MASK_FORMER.TEST
+        only.PANOPTIC_ON = only.INSTANCE_ON = False
+        folder = os.path.join(cfg.OUTPUT_DIR, "inference_TTA")
+        evaluators = [build_evaluator(cfg, name, os.path.join(folder, name)) for name in names]
+        augmented = SemanticTTA(cfg, getattr(model, "module", model))
+        logger.info(
+            "Test-time augmentation, %d views of an image: it is of semantic results alone.",
+            augmented.views,
+        )
+        found = by_dataset(cfg, cls.test(cfg, augmented, evaluators))
+        return {
+            name: {f"{task}_TTA": scores for task, scores in tasks.items()}
+            for name, tasks in found.items()
+        }
+
+    def _test_with_TTA_at_the_end(self) -> dict:
+        found = self.test_with_TTA(self.cfg, self.model)
+        add_tasks(self.last_results, found)
+        names = self.cfg.DATASETS.TEST
+        return found if len(names) > 1 else found[names[0]]
+
+    @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluators:
         folder = os.path.join(cfg.OUTPUT_DIR, "inference", dataset_name)
         return build_evaluator(cfg, dataset_name, folder)
@@ -251,6 +289,12 @@ def _has_bf16(device: torch.device) -> bool:
 def by_dataset(cfg: CfgNode, results: Results) -> Results:
     """Results of ``DefaultTrainer.test``, which leaves out the name of a single dataset."""
     return {cfg.DATASETS.TEST[0]: results} if len(cfg.DATASETS.TEST) == 1 else results
+
+
+def add_tasks(results: dict[str, dict], more: Results) -> None:
+    """Add to the results of each dataset those of other tasks, in place."""
+    for name, tasks in more.items():
+        results.setdefault(name, {}).update(tasks)
 
 
 def _has_no_user_error(record: logging.LogRecord) -> bool:

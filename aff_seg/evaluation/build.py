@@ -83,7 +83,8 @@ def check_evaluators(cfg: CfgNode) -> None:
     """Make sure before any work that every dataset of ``DATASETS.TEST`` can be scored.
 
     Raises:
-        UserError: as :func:`build_evaluator`, or a file is missing that only evaluation reads.
+        UserError: as :func:`build_evaluator`, or a file is missing that only evaluation reads, or
+            ``TEST.AUG`` is on without anything that it can be measured on.
     """
     for name in cfg.DATASETS.TEST:
         for entry in _entries(cfg, name):
@@ -93,6 +94,22 @@ def check_evaluators(cfg: CfgNode) -> None:
                     f"Dataset {name}: {path} is missing, which its evaluation reads; "
                     f"{remedy(name, path)}."
                 )
+    if cfg.TEST.AUG.ENABLED and cfg.DATASETS.TEST and not semantic_tests(cfg):
+        raise UserError(
+            "TEST.AUG.ENABLED is True, but test-time augmentation is of semantic results alone, "
+            f"which are not scored on {', '.join(cfg.DATASETS.TEST)}; set it to False or, if the "
+            "model and the dataset have semantic classes, MODEL.MASK_FORMER.TEST.SEMANTIC_ON to "
+            "True."
+        )
+
+
+def semantic_tests(cfg: CfgNode) -> list[str]:
+    """Those of ``DATASETS.TEST`` whose semantic results are scored."""
+    return [
+        name
+        for name in cfg.DATASETS.TEST
+        if any(entry.task == SEMANTIC.task for entry in _entries(cfg, name))
+    ]
 
 
 def check_best_metric(cfg: CfgNode) -> None:
