@@ -236,7 +236,8 @@ class Trainer(DefaultTrainer):
         }
 
     def _test_with_TTA_at_the_end(self) -> dict:
-        found = self.test_with_TTA(self.cfg, self.model)
+        with self.stop_request.heeded_at_once():
+            found = self.test_with_TTA(self.cfg, self.model)
         add_tasks(self.last_results, found)
         names = self.cfg.DATASETS.TEST
         return found if len(names) > 1 else found[names[0]]
