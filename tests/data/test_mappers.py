@@ -3,7 +3,6 @@
 import copy
 import pickle
 import random
-from functools import partial
 
 import numpy as np
 import pytest

@@ -24,6 +24,7 @@ TASKS = (
     *("coco/instance", "coco/panoptic"),
     *("cityscapes/semantic", "cityscapes/panoptic", "cityscapes/instance"),
 )
+QUICK_TASKS = ("ade20k/semantic", "coco/instance", "cityscapes/panoptic")
 WHOLE, WORKER = "whole mapper", "one worker process"
 _BATCH = 2
 

@@ -83,7 +83,7 @@ def on_gpu(extent: Extent) -> list[Job]:
 def on_data(quick: bool) -> list[Job]:
     """The training mapper of every recipe."""
     jobs = []
-    for task in loading.TASKS:
+    for task in loading.QUICK_TASKS if quick else loading.TASKS:
         arguments = {"task": task, "quick": quick, "rounds": 1 if quick else LOADING_ROUNDS}
         jobs.append(Job(loading.loading_rows, loading.SECTION, task, arguments=arguments))
     return jobs
