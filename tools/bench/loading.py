@@ -1,9 +1,12 @@
 """Rows of data loading: a training mapper's stages, and images as training gets them."""
 
 import itertools
+import multiprocessing
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 
+import cv2
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
@@ -42,18 +45,13 @@ def loading_rows(task: str, quick: bool, rounds: int) -> Iterator[Row]:
     size = text(size_of(task, quick))
     clock = StageClock()
     records = DatasetCatalog.get(cfg.DATASETS.TRAIN[0])
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # as in a data worker
-    try:
-        with timed_mapper(build_train_mapper(cfg), clock) as mapper:
-            for number in range(rounds + 1):
-                if number == 1:
-                    clock.seconds.clear()
-                for place, record in enumerate(records, number * len(records)):
-                    with seeded(0, place):
-                        mapper(record)
-    finally:
-        torch.set_num_threads(threads)
+    with _one_thread(), timed_mapper(build_train_mapper(cfg), clock) as mapper:
+        for number in range(rounds + 1):
+            if number == 1:
+                clock.seconds.clear()
+            for place, record in enumerate(records, number * len(records)):
+                with seeded(0, place):
+                    mapper(record)
     runs = rounds * len(records)
     whole = sum(clock.seconds.values()) / runs
     note = f"{1 / whole:.1f} images/s"
@@ -69,8 +67,23 @@ def loading_rows(task: str, quick: bool, rounds: int) -> Iterator[Row]:
     yield Row(SECTION, f"{name}: {WORKER}", size, OURS, seconds, runs, note=note, dtype="")
 
 
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Within, this process computes as a data worker does."""
+    threads, pool = torch.get_num_threads(), cv2.getNumThreads()
+    torch.set_num_threads(1)
+    cv2.setNumThreads(0)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        cv2.setNumThreads(pool)
+
+
 def _through_worker(cfg: CfgNode, images: int) -> float:
     """Seconds for an image that another process loads and hands over."""
+    # As train_net.py does; this process was itself started in another way.
+    multiprocessing.set_start_method("fork", force=True)
     cfg.merge_from_list(["SOLVER.IMS_PER_BATCH", _BATCH, "DATALOADER.NUM_WORKERS", 1, "SEED", 0])
     batches = iter(build_train_loader(cfg, build_train_mapper(cfg)))
     try:
