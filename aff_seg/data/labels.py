@@ -10,13 +10,13 @@ and below), N counts the masks.
 from collections.abc import Callable
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
 from detectron2.data import detection_utils as utils
 from detectron2.data.transforms import TransformList
 from detectron2.structures import polygons_to_bitmask
 from detectron2.utils.file_io import PathManager
-from panopticapi.utils import rgb2id
 from PIL import Image
 from pycocotools import mask as mask_util
 
@@ -77,10 +77,10 @@ def _check_size(path: str, labels: np.ndarray, size: Size) -> None:
         )
 
 
-def _pad(labels: np.ndarray, padded: Size, value: int) -> np.ndarray:
-    """Pad (h, w) at the right and below."""
-    below, right = padded[0] - labels.shape[0], padded[1] - labels.shape[1]
-    return np.pad(labels, ((0, below), (0, right)), constant_values=value)
+def _empty_masks(count: int, size: Size, padded: Size) -> tuple[np.ndarray, np.ndarray]:
+    """``count`` masks of the size ``padded`` without a pixel, and what is not padding of them."""
+    masks = np.zeros((count, *padded), dtype=bool)
+    return masks, masks[:, : size[0], : size[1]]
 
 
 class SemanticLabels:
@@ -112,16 +112,19 @@ class SemanticLabels:
             size: of the image after them.
             padded: (h, w), the size after padding.
         """
-        labels = _pad(_move_labels(self._labels, transforms), padded, self._ignore_label)
-        present = np.unique(labels)
-        classes = torch.from_numpy(present[present != self._ignore_label])
-        return classes, torch.from_numpy(labels) == classes[:, None, None]
+        labels = _move_labels(self._labels, transforms)
+        classes = np.flatnonzero(np.bincount(labels.ravel()))
+        classes = classes[classes != self._ignore_label]
+        masks, inside = _empty_masks(len(classes), size, padded)
+        for mask, number in zip(inside, classes.tolist(), strict=True):
+            np.equal(labels, number, out=mask)
+        return torch.from_numpy(classes), torch.from_numpy(masks)
 
 
 def _move_labels(labels: np.ndarray, transforms: TransformList) -> np.ndarray:
-    """Labels int64 (h, w) after ``transforms``, which move bytes just as they move images."""
+    """Labels (h, w) after ``transforms``, which move bytes just as they move images."""
     if labels.dtype == np.uint8:
-        return transforms.apply_segmentation(labels).astype(np.int64)
+        return transforms.apply_segmentation(labels)
     parts = np.stack([labels & 255, labels >> 8], axis=2).astype(np.uint8)
     low, high = np.moveaxis(transforms.apply_segmentation(parts).astype(np.int64), 2, 0)
     return low + 256 * high
@@ -151,7 +154,7 @@ class PanopticLabels:
 
     def category_map(self) -> np.ndarray:
         """Class of each pixel, (H, W)."""
-        ids = rgb2id(self._colours)
+        ids = _segment_ids(self._colours)
         categories = np.full(ids.shape, self._ignore_label, dtype=np.float32)
         for segment in self._segments:
             categories[ids == segment["id"]] = segment["category_id"]
@@ -165,18 +168,31 @@ class PanopticLabels:
             size: of the image after them.
             padded: (h, w), the size after padding.
         """
-        ids = rgb2id(transforms.apply_segmentation(self._colours))
-        ids = torch.from_numpy(_pad(ids, padded, 0))
-        unlisted = set(ids.unique().tolist()) - {0} - {s["id"] for s in self._segments}
-        if unlisted:
-            raise UserError(
-                f"{self.file_name} shows segment id {min(unlisted)}, which the dataset's JSON "
-                "file does not list; make the panoptic images and their JSON file anew."
-            )
+        ids = _segment_ids(transforms.apply_segmentation(self._colours))
         kept = [s for s in self._segments if not s.get("iscrowd", 0)]
         classes = torch.tensor([s["category_id"] for s in kept], dtype=torch.int64)
-        wanted = torch.tensor([s["id"] for s in kept], dtype=ids.dtype)
-        return classes, ids == wanted[:, None, None]
+        masks, inside = _empty_masks(len(kept), size, padded)
+        listed = ids == 0
+        for mask, segment in zip(inside, kept, strict=True):
+            np.equal(ids, segment["id"], out=mask)
+            listed |= mask
+        for segment in self._segments:
+            if segment.get("iscrowd", 0):
+                listed |= ids == segment["id"]
+        if not listed.all():
+            raise UserError(
+                f"{self.file_name} shows segment id {ids[~listed].min()}, which the dataset's "
+                "JSON file does not list; make the panoptic images and their JSON file anew."
+            )
+        return classes, torch.from_numpy(masks)
+
+
+def _segment_ids(colours: np.ndarray) -> np.ndarray:
+    """Ids R + 256 G + 65536 B of (h, w, 3), int32 (h, w)."""
+    parts = np.zeros((*colours.shape[:2], 4), dtype=np.uint8)
+    for channel in range(3):
+        parts[..., channel] = colours[..., channel]
+    return parts.view("<i4")[..., 0]
 
 
 class InstanceLabels:
@@ -204,8 +220,7 @@ class InstanceLabels:
             padded: (h, w), the size after padding.
         """
         classes = torch.tensor([a["category_id"] for a in self._objects], dtype=torch.int64)
-        masks = np.zeros((len(self._objects), *padded), dtype=bool)
-        inside = masks[:, : size[0], : size[1]]
+        masks, inside = _empty_masks(len(self._objects), size, padded)
         for mask, annotation in zip(inside, self._objects, strict=True):
             mask[:] = self._mask(annotation.get("segmentation"), transforms, size)
         return classes, torch.from_numpy(masks)
@@ -219,7 +234,7 @@ class InstanceLabels:
         if isinstance(segmentation, list):
             polygons = self._converted(_points, segmentation)
             moved = [transforms.apply_coords(p).reshape(-1) for p in polygons]
-            return polygons_to_bitmask(moved, *size)
+            return _by_rows(polygons_to_bitmask(moved, *size).view(np.uint8))
         if isinstance(segmentation, dict):
             mask = self._converted(_decode, segmentation)
         elif isinstance(segmentation, np.ndarray):
@@ -234,7 +249,7 @@ class InstanceLabels:
                 f"A mask of {self.file_name} is {mask.shape[1]} x {mask.shape[0]} pixels, but "
                 f"the image is {self._size[1]} x {self._size[0]}."
             )
-        return transforms.apply_segmentation(mask).astype(bool)
+        return transforms.apply_segmentation(mask)
 
     def _converted(self, convert: Callable[[Any], Any], segmentation: list | dict) -> Any:
         try:
@@ -256,4 +271,9 @@ def _decode(rle: dict) -> np.ndarray:
     """uint8 (H, W) of RLE, compressed or not."""
     if isinstance(rle["counts"], list):
         rle = mask_util.frPyObjects(rle, *rle["size"])
-    return mask_util.decode(rle)
+    return _by_rows(mask_util.decode(rle))
+
+
+def _by_rows(mask: np.ndarray) -> np.ndarray:
+    """A uint8 mask that pycocotools wrote by columns, in the order of everything else."""
+    return cv2.transpose(mask.T)
