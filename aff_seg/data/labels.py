@@ -34,9 +34,11 @@ def read_picture(path: str, image_format: str | None) -> np.ndarray:
             format is wanted.
     """
     try:
-        if image_format is not None:
-            require_8_bits(path)
-        return utils.read_image(path, image_format)
+        with PathManager.open(path, "rb") as file, Image.open(file) as image:
+            if image_format is not None:
+                _require_8_bits(image)
+            upright = utils._apply_exif_orientation(image)
+            return utils.convert_PIL_to_numpy(upright, image_format)
     except FileNotFoundError as error:
         raise UserError(f"{path} is missing; make or fetch the dataset again.") from error
     # What Pillow raises for damaged files of various formats.
@@ -45,10 +47,14 @@ def read_picture(path: str, image_format: str | None) -> np.ndarray:
 
 
 def require_8_bits(path: str) -> None:
-    """Raise a :class:`UserError` for a grey picture of more than 8 bits, which would turn white."""
+    """Raise a ValueError for a grey picture of more than 8 bits, which would turn white."""
     with PathManager.open(path, "rb") as file, Image.open(file) as image:
-        if image.mode[0] in "IF":
-            raise UserError(f"{path} has pixels of more than 8 bits; convert it to 8 bits.")
+        _require_8_bits(image)
+
+
+def _require_8_bits(image: Image.Image) -> None:
+    if image.mode[0] in "IF":
+        raise ValueError("it has pixels of more than 8 bits; convert it to 8 bits")
 
 
 def read_label_image(path: str) -> np.ndarray:
