@@ -5,6 +5,7 @@ So it is however many processes share the images.
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -43,13 +44,14 @@ def root(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def scores(root):
-    return scores_of(root, processes=1)
+    return scores_of([start(root, processes=1)])
 
 
-def scores_of(root, processes):
-    done = subprocess.run(
+def start(root, processes, **variables):
+    return subprocess.Popen(
         [sys.executable, "tests/nine_tasks.py", str(processes)],
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
         cwd=REPO,
         env={
@@ -57,11 +59,26 @@ def scores_of(root, processes):
             "DETECTRON2_DATASETS": str(root),
             "PYTHONPATH": str(REPO),
             "CUDA_VISIBLE_DEVICES": "",
+            **variables,
         },
-        check=False,
     )
-    assert done.returncode == 0, done.stderr
-    (line,) = [line for line in done.stdout.splitlines() if line.startswith("SCORES ")]
+
+
+def start_on_machines(root, count):
+    """Processes that take themselves for machines of their own."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    places = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    places |= {"LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
+    return [start(root, 1, RANK=str(rank), **places) for rank in range(count)]
+
+
+def scores_of(started):
+    outputs = [process.communicate() for process in started]
+    assert all(process.returncode == 0 for process in started), outputs
+    lines = [line for out, _ in outputs for line in out.splitlines() if line.startswith("SCORES ")]
+    (line,) = lines
     return json.loads(line.removeprefix("SCORES "))
 
 
@@ -75,8 +92,10 @@ def test_ground_truth_scores_100_and_shifted_classes_0(dataset, task, scores):
 
 
 @pytest.mark.slow
-def test_several_processes_find_the_same_scores(root, scores):
-    shared = scores_of(root, processes=3)
+@pytest.mark.parametrize("machines", [1, 2])
+def test_several_processes_find_the_same_scores(root, scores, machines):
+    alone = machines == 1
+    shared = scores_of([start(root, 3)] if alone else start_on_machines(root, machines))
     for task, kinds in scores.items():
         for kind, values in kinds.items():
             assert shared[task][kind] == pytest.approx(values, nan_ok=True), (task, kind)
