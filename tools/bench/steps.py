@@ -64,12 +64,12 @@ def _name(step: str, part: str) -> str:
 
 
 def _with_workers(rows: list[Row]) -> list[Row]:
-    """The same rows; that of the data says how many workers load as fast as the rest computes."""
+    """The same rows; that of the data says how many workers load as fast as the rest runs."""
     seconds = {row.what.split(": ")[-1]: row.seconds for row in rows}
     for row in rows:
         if row.what.endswith(f": {DATA}") and row.seconds:
             workers = math.ceil(row.seconds / (seconds[WHOLE] - row.seconds))
-            row.note = f"in turn with the rest; {workers} workers or more load beside it"
+            row.note = f"in turn with the rest; {workers} or more workers would hide it"
     return rows
 
 
