@@ -187,6 +187,9 @@ def _run_child(main: Callable[[Any], None], arguments: Any) -> None:
     # torch has SIGINT sent to a process whose parent was killed. Where the program was started in
     # the background it would be ignored, and the process would train on.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    # Data workers are forked, as where torchrun has started the processes; else each would import
+    # everything anew.
+    multiprocessing.set_start_method("fork", force=True)
     _run(main, arguments)
 
 
