@@ -15,7 +15,7 @@ export PIP_FIND_LINKS = $(abspath $(WHEELS))
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo lint test test-slow sanitize bench gpu-check clean
+.PHONY: help setup demo lint test test-slow test-newest sanitize bench gpu-check clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -35,6 +35,9 @@ test: lint  ## lint, then the tests
 
 test-slow: lint  ## lint, then all tests, slow ones too
 	@$(VENV_PYTHON) -m pytest
+
+test-newest: setup  ## tests of data and evaluation with the newest numpy and Pillow
+	@$(VENV_PYTHON) tools/newest.py
 
 sanitize: setup  ## run the operators' tests under the compiler's sanitizers
 	@$(VENV_PYTHON) tools/sanitize.py

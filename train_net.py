@@ -7,11 +7,12 @@
 
 Any config key can be set at the end: ``SOLVER.IMS_PER_BATCH 8 OUTPUT_DIR output/mini``.
 
-SIGTERM, SIGUSR1 and SIGUSR2 end a training after its step, with a checkpoint and status 75;
---resume goes on as if there had been no break.
+SIGTERM, SIGUSR1 and SIGUSR2 end a training after its step, with a checkpoint and status 75, and
+where there is nothing to save at once; --resume goes on as if there had been no break.
 """
 
 import argparse
+import contextlib
 import logging
 import os
 import sys
@@ -21,14 +22,13 @@ from detectron2.engine import default_argument_parser, default_setup
 from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
-from torch.multiprocessing import ProcessExitedException
 
 from aff_seg.cli import plain_errors
 from aff_seg.data import check_datasets
 from aff_seg.engine.checkpoint import Checkpointer
 from aff_seg.engine.checkpoint_file import check_weights_exist
 from aff_seg.engine.launch import launch
-from aff_seg.engine.trainer import Trainer, by_dataset
+from aff_seg.engine.trainer import Trainer, add_tasks, by_dataset
 from aff_seg.errors import UserError
 from aff_seg.evaluation import (
     Results,
@@ -39,6 +39,7 @@ from aff_seg.evaluation import (
 )
 from aff_seg.randomness import make_deterministic
 from aff_seg.setup_cfg import announce_device, load_cfg
+from aff_seg.stopping import ending_at_once
 
 PROGRAM = "train_net.py"
 # Of one message of Detectron2's on the terminal.
@@ -75,7 +76,10 @@ def evaluate(cfg: CfgNode, *, resume: bool) -> Results:
     if not (cfg.MODEL.WEIGHTS or resume and checkpointer.has_checkpoint()):
         logger.warning("No MODEL.WEIGHTS: evaluating a model with random weights.")
     checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
-    return by_dataset(cfg, Trainer.test(cfg, model))
+    results = by_dataset(cfg, Trainer.test(cfg, model))
+    if cfg.TEST.AUG.ENABLED:
+        add_tasks(results, Trainer.test_with_TTA(cfg, model))
+    return results
 
 
 def train(cfg: CfgNode, *, resume: bool) -> Results:
@@ -88,7 +92,8 @@ def train(cfg: CfgNode, *, resume: bool) -> Results:
 
 def main(args: argparse.Namespace) -> None:
     """What each process does."""
-    with plain_errors(PROGRAM):
+    stops = contextlib.nullcontext() if args.eval_only else ending_at_once()
+    with plain_errors(PROGRAM), stops:
         cfg = setup(args)
         if not args.resume and cfg.MODEL.WEIGHTS:
             check_weights_exist(cfg.MODEL.WEIGHTS)
@@ -108,9 +113,9 @@ def main(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    arguments = default_argument_parser().parse_args()
+    parser = default_argument_parser()
+    # Detectron2 has one port for all trainings of a user.
+    parser.set_defaults(dist_url="auto")
+    arguments = parser.parse_args()
     with plain_errors(PROGRAM):
-        try:
-            launch(main, arguments)
-        except ProcessExitedException as failed:
-            sys.exit(failed.exit_code)
+        launch(main, arguments)

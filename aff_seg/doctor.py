@@ -110,28 +110,13 @@ def check_versions(versions: dict[str, str | None]) -> list[Fault]:
     missing = [module for module in MODULES if versions[module] is None]
     if missing:
         faults.append(Fault(f"missing, run `make setup`: {', '.join(missing)}.", fatal=True))
-    numpy, cv2, pillow, cityscapes, setuptools = (
-        _release(versions[name])
-        for name in ("numpy", "cv2", "PIL", "cityscapesscripts", "setuptools")
-    )
+    numpy, cv2, setuptools = (_release(versions[name]) for name in ("numpy", "cv2", "setuptools"))
     if numpy >= (2,) and (0,) < cv2 < (4, 10):
         text = (
             f"OpenCV {versions['cv2']} was built for numpy 1 and numpy is {versions['numpy']}: "
             "`pip install 'opencv-python-headless>=4.10'`."
         )
         faults.append(Fault(text, fatal=True))
-    if numpy >= (2, 4) and (0,) < cityscapes <= (2, 3):
-        text = (
-            f"cityscapesScripts {versions['cityscapesscripts']} computes AP with functions that "
-            f"numpy {versions['numpy']} no longer has: `pip install 'numpy<2.4'`."
-        )
-        faults.append(Fault(text, fatal=False))
-    if pillow >= (12,):
-        text = (
-            f"Pillow {versions['PIL']} is untried, and from 13 on cityscapesScripts cannot write "
-            "its instance label images: `pip install 'pillow<12'`."
-        )
-        faults.append(Fault(text, fatal=False))
     if versions["setuptools"] is None or setuptools >= (82,):
         text = (
             f"setuptools {versions['setuptools'] or '(missing)'} brings no pkg_resources, which "

@@ -153,12 +153,25 @@ class MaskFormer(nn.Module):
         Returns:
             a dict per image as :meth:`forward` gives; the tokens of every level.
         """
+        return self._segment(batched_inputs)
+
+    @torch.no_grad()
+    def semantic_scores(self, batched_inputs: list[dict]) -> list[Tensor]:
+        """The ``sem_seg`` of every image as :meth:`forward` gives it, and nothing else.
+
+        ``semantic_on`` must be set.
+        """
+        return [result["sem_seg"] for result in self._segment(batched_inputs, all_kinds=False)[0]]
+
+    def _segment(
+        self, batched_inputs: list[dict], *, all_kinds: bool = True
+    ) -> tuple[list[dict], dict[str, Points]]:
         images = self.preprocess(batched_inputs)
         tokens = self.backbone(images.tensor)
         outputs = self.sem_seg_head(tokens)
         padded = tuple(images.tensor.shape[-2:])
         results = [
-            self._postprocess(logits, masks, padded, size, request)
+            self._postprocess(logits, masks, padded, size, request, all_kinds=all_kinds)
             for logits, masks, size, request in zip(
                 outputs["pred_logits"].float(),
                 outputs["pred_masks"].float(),
@@ -203,8 +216,10 @@ class MaskFormer(nn.Module):
         padded: tuple[int, int],
         size: tuple[int, int],
         request: dict,
+        *,
+        all_kinds: bool = True,
     ) -> dict:
-        """Results of one image from ``(Q, K + 1)`` and ``(Q, H, W)`` logits."""
+        """Results of one image, or the semantic one, from ``(Q, K + 1)``, ``(Q, H, W)`` logits."""
         height, width = request.get("height", size[0]), request.get("width", size[1])
         if not self.semantic_on:
             mask_cls, mask_pred = self._reachable(mask_cls, mask_pred)
@@ -216,9 +231,9 @@ class MaskFormer(nn.Module):
         gather = {}
         if self.semantic_on:
             gather["sem_seg"] = SemanticScores(mask_cls, strips.size)
-        if self.panoptic_on:
+        if self.panoptic_on and all_kinds:
             gather["panoptic_seg"] = PanopticVotes(mask_cls, strips.size, **self._panoptic_options)
-        if self.instance_on:
+        if self.instance_on and all_kinds:
             gather["instances"] = InstanceMasks(mask_cls, strips.size, **self._instance_options)
         for strip in strips:
             for kind in gather.values():

@@ -137,12 +137,26 @@ def _check_values(cfg: CfgNode) -> None:
             f"SOLVER.AMP.PRECISION is {cfg.SOLVER.AMP.PRECISION!r}, but must be one of "
             f"{', '.join(PRECISIONS)}."
         )
+    _check_views(cfg.TEST.AUG)
     for key, registry in REGISTRIES.items():
         name = _lookup(cfg, key)
         if name not in registry:
             known = [known for known, _ in registry]
             close = difflib.get_close_matches(name, known, n=1) or known
             raise UserError(f"{key} is {name!r}, but there is no such part; take {close[0]}.")
+
+
+def _check_views(aug: CfgNode) -> None:
+    if not aug.ENABLED:
+        return
+    sizes = aug.MIN_SIZES
+    if not sizes or any(type(size) is not int or size < 1 for size in sizes):
+        raise UserError(
+            f"TEST.AUG.MIN_SIZES is {sizes!r}, but must hold one or more lengths of the short edge "
+            "in pixels, such as (512, 640)."
+        )
+    if aug.MAX_SIZE < 1:
+        raise UserError(f"TEST.AUG.MAX_SIZE is {aug.MAX_SIZE}, but must be at least 1.")
 
 
 def _fit_to_batch(cfg: CfgNode) -> None:

@@ -1,9 +1,10 @@
-"""Stopping on a signal, after the step and with a checkpoint."""
+"""Stopping on a signal: after the step and with a checkpoint, or where all is saved at once."""
 
 import contextlib
+import os
 import signal
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 # EX_TEMPFAIL of sysexits.h: to be tried again.
 STOPPED_STATUS = 75
@@ -25,15 +26,17 @@ class StopRequest:
     def __init__(self) -> None:
         self.name: str | None = None
 
-    @contextlib.contextmanager
-    def listening(self) -> Iterator[None]:
+    def listening(self) -> contextlib.AbstractContextManager:
         """Within, such signals are noted, and do nothing else."""
-        before = {number: signal.signal(number, self._note) for number in SIGNALS}
-        try:
+        return _handled_by(self._note)
+
+    @contextlib.contextmanager
+    def heeded_at_once(self) -> Iterator[None]:
+        """Within, such signals end the process, also one that was noted before."""
+        with ending_at_once():
+            if self():
+                os._exit(STOPPED_STATUS)
             yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
     def _note(self, number: int, frame: types.FrameType | None) -> None:
         self.name = signal.Signals(number).name
@@ -41,6 +44,21 @@ class StopRequest:
     def __call__(self) -> bool:
         """Whether the process was asked to stop."""
         return self.name is not None
+
+
+def ending_at_once() -> contextlib.AbstractContextManager:
+    """Within, such signals end the process with its status: for where nothing is to be saved."""
+    return _handled_by(lambda number, frame: os._exit(STOPPED_STATUS))
+
+
+@contextlib.contextmanager
+def _handled_by(handler: Callable[[int, types.FrameType | None], None]) -> Iterator[None]:
+    before = {number: signal.signal(number, handler) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, previous in before.items():
+            signal.signal(number, previous)
 
 
 def ignore_signals() -> None:

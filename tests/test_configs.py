@@ -1,5 +1,6 @@
 """Every config resolves to the published recipe, and leaves hold only what differs."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -326,3 +327,16 @@ def test_quick_config_is_a_small_model_on_a_real_dataset(path):
     assert quick.MODEL.MASK_FORMER.TEST == full.MODEL.MASK_FORMER.TEST
     assert quick.MODEL.SEM_SEG_HEAD.NUM_CLASSES == full.MODEL.SEM_SEG_HEAD.NUM_CLASSES
     assert sum(quick.MODEL.AFF.EMBED_DIM) < sum(full.MODEL.AFF.EMBED_DIM)
+
+
+@pytest.mark.parametrize("dataset", DATASETS)
+def test_readme_goes_from_the_download_to_the_score(dataset):
+    root = CONFIGS.parent
+    commands = (root / "README.md").read_text().replace("\\\n", "").splitlines()
+    prepare = f".venv/bin/python datasets/prepare_{dataset}.py"
+    train, score = commands[commands.index(prepare) + 1 :][:2]
+    config = re.search(rf"train_net.py --config-file (configs/{dataset}/\S+)", train)[1]
+    assert (root / config).is_file() and (root / "datasets" / f"prepare_{dataset}.py").is_file()
+    output = re.search(r"OUTPUT_DIR (\S+)", train)[1]
+    assert config in score
+    assert re.search(rf"--eval-only +MODEL.WEIGHTS {output}/model_final.pth$", score)

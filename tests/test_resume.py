@@ -1,16 +1,19 @@
 """A training that is killed, stopped or repeated computes what it would have computed anyway."""
 
+import json
 import random
 import re
 import shutil
 import signal
+import socket
 import time
 
 import pytest
 import torch
-from train_runs import run, start
+from train_runs import ROOT, run, start
 
 from aff_seg.data.shapes import write_dataset
+from aff_seg.engine.curves import read_metrics
 
 ITERATIONS = 12
 SETTINGS = {
@@ -18,6 +21,10 @@ SETTINGS = {
     "SOLVER__MAX_ITER": ITERATIONS,
     "SOLVER__CHECKPOINT_PERIOD": 1,
     "TEST__EVAL_PERIOD": 5,
+    "TEST__BEST_METRIC": "sem_seg/iIoU_sup",
+    # So fast that scores move.
+    "SOLVER__BASE_LR": 0.01,
+    "SOLVER__WARMUP_ITERS": 0,
     "MODEL__AFF__DROP_PATH_RATE": 0.3,
     "INPUT__COLOR_AUG_SSD": True,
 }
@@ -74,6 +81,17 @@ def test_another_seed_gives_another_training(shapes, uninterrupted, tmp_path):
     assert any(path.startswith("/model/backbone") for path in changed)
 
 
+def scores_of(output):
+    """Scores over iterations, and the best weights with their note."""
+    series = read_metrics(str(output / "metrics.json"))
+    scores = {name: points for name, points in series.items() if "/" in name}
+    best = json.loads((output / "model_best.json").read_text())
+    iterations, values = zip(*scores["sem_seg/iIoU_sup"], strict=True)
+    assert iterations == (4, 9, ITERATIONS)
+    assert best["value"] == max(values) > min(values)
+    return {"scores": scores, "note": best, "best": state_of(output, "model_best")}
+
+
 @pytest.mark.parametrize(
     ("kills", "workers"), [(2, 0), pytest.param(10, 1, marks=pytest.mark.slow)]
 )
@@ -97,7 +115,43 @@ def test_killed_runs_end_as_if_nothing_had_happened(
     assert code == 0, err
     assert out.splitlines()[-1].startswith("cityscapes_fine_panoptic_val")
     assert not differences(whole, state_of(output))
+    assert not differences(scores_of(uninterrupted[0]), scores_of(output))
     assert not list(output.glob(".*"))
+
+
+@pytest.mark.parametrize(
+    ("name", "call", "last", "status"),
+    [
+        ("SIGTERM", 2, "model_0000009.pth", 75),
+        ("SIGKILL", 3, "model_final.pth", -signal.SIGKILL),
+        pytest.param("SIGKILL", 2, "model_0000009.pth", -9, marks=pytest.mark.slow),
+        pytest.param("SIGTERM", 3, "model_final.pth", 75, marks=pytest.mark.slow),
+    ],
+)
+def test_evaluations_cut_short_are_repeated(
+    shapes, uninterrupted, tmp_path, name, call, last, status
+):
+    output = tmp_path / "out"
+    options = {"launcher": (str(ROOT / "tests" / "signalled.py"),)}
+    options["variables"] = {"SIGNALLED": f"test {call} {name}"}
+    # Steps between a checkpoint and an evaluation are not lost.
+    settings = {**SETTINGS, "SOLVER__CHECKPOINT_PERIOD": 4}
+    code, _, err = run(shapes, output, **options, **settings)
+    assert code == status, err
+    assert (output / "last_checkpoint").read_text() == last
+    code, _, err = run(shapes, output, "--resume", **settings)
+    assert code == 0, err
+    assert not differences(uninterrupted[1], state_of(output))
+    assert not differences(scores_of(uninterrupted[0]), scores_of(output))
+
+
+def test_a_signal_before_the_first_step_ends_at_once(shapes, tmp_path):
+    options = {"launcher": (str(ROOT / "tests" / "signalled.py"),)}
+    options["variables"] = {"SIGNALLED": "build_model 1 SIGTERM"}
+    code, out, err = run(shapes, tmp_path / "out", "--resume", **options, **SETTINGS)
+    assert code == 75, err
+    assert "Starting training" not in out and "Traceback" not in out + err
+    assert not (tmp_path / "out" / "last_checkpoint").exists()
 
 
 def test_a_broken_checkpoint_falls_back_and_nothing_is_lost(shapes, uninterrupted, tmp_path):
@@ -126,7 +180,7 @@ def test_a_signal_saves_and_ends_with_a_status_of_its_own(shapes, tmp_path, name
         assert process.poll() is None, process.communicate()
         time.sleep(0.02)
     process.send_signal(signal.Signals[name])
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=240)
     assert process.returncode == 75, err
     done = re.search(r"ends after iteration (\d+) with status 75; --resume goes on", out)[1]
     assert (output / "last_checkpoint").read_text() == f"model_{int(done) - 1:07d}.pth"
@@ -148,13 +202,49 @@ def test_two_processes_stop_together_and_resume(shapes, tmp_path):
         time.sleep(0.02)
     # The first process alone gets it, as from a batch system that knows no others.
     process.send_signal(signal.SIGTERM)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=240)
     assert process.returncode == 75, err
     code, _, err = run(shapes, output, "--resume", *TWO, **settings)
     assert code == 0, err
     whole, resumed = state_of(tmp_path / "whole"), state_of(output)
     assert not differences(whole, resumed)
     assert len(whole["random"]) == 2 and differences(*whole["random"])
+
+
+@pytest.mark.slow
+def test_two_machines_stop_together(shapes, tmp_path):
+    """Of one process each, which the programs that get signals start."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        url = f"tcp://127.0.0.1:{free.getsockname()[1]}"
+    # Cityscapes is scored on one machine only.
+    settings = {**SETTINGS, "SOLVER__MAX_ITER": 100_000, "DATASETS__TEST": "()"}
+    machines = ("--num-machines", "2", "--dist-url", url, "--machine-rank")
+    first, second = (start(shapes, tmp_path / "out", *machines, n, **settings) for n in "01")
+    while not (tmp_path / "out" / "last_checkpoint").exists():
+        assert first.poll() is None, first.communicate()
+        time.sleep(0.02)
+    second.send_signal(signal.SIGTERM)
+    for process in (first, second):
+        _, err = process.communicate(timeout=240)
+        assert process.returncode == 75, err
+
+
+@pytest.mark.slow
+def test_two_processes_end_with_the_one_that_started_them(shapes, tmp_path):
+    """Even where SIGINT is ignored, as in what a script starts in the background."""
+    settings = {**SETTINGS, "SOLVER__MAX_ITER": 100_000}
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        process = start(shapes, tmp_path / "out", *TWO, **settings)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    while not (tmp_path / "out" / "last_checkpoint").exists():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    # Whoever is left holds the pipes.
+    process.communicate(timeout=240)
 
 
 def test_deterministic_runs_give_the_same_bits_without_a_seed(shapes, tmp_path):

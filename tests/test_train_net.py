@@ -83,7 +83,7 @@ def test_two_processes_train_and_evaluate(shapes, tmp_path):
     assert out.splitlines()[-1].startswith("cityscapes_fine_panoptic_val")
 
 
-@pytest.mark.parametrize("processes", ["1", "2"])
+@pytest.mark.parametrize("processes", ["1", pytest.param("2", marks=pytest.mark.slow)])
 def test_misspelt_key_is_one_line_and_status_1(shapes, tmp_path, processes):
     code, out, err = run(
         shapes, tmp_path / "out", "--num-gpus", processes, "--dist-url", "auto", SOLVER__MAXITER=2

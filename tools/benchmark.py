@@ -5,6 +5,9 @@ On a GPU where there is one, in float32 and bfloat16, else on the CPU in float32
 median of runs on random images with random weights, batch 1, the ways of doing a thing taking
 turns. Figures of one run compare; those of different runs on a busy machine do not.
 
+With --data or --step it does what training does beside the model instead: images of drawn
+datasets through every mapper, stage by stage, and a step of training, part by part.
+
 The exit status is 1 if something of ours failed, and 0 even if something that it is compared with
 did. Both are in the table.
 """
@@ -13,22 +16,24 @@ import argparse
 import math
 import sys
 import time
-from contextlib import closing
+from contextlib import ExitStack, closing
 from functools import partial
 from pathlib import Path
 
-from bench import STARTED, machine, plans, scaling
+from bench import STARTED, machine, miniatures, plans, scaling
 from bench.jobs import Helper, Job, Runner, inline, rows_of
 from bench.measure import WayError, best_device
 from bench.names import file_name
-from bench.report import Report
+from bench.report import LEGEND, TRAINING_LEGEND, Report
 from bench.rows import OURS
-from bench.targets import gpu_targets, targets
+from bench.targets import gpu_targets, targets, training_targets
 
 from aff_seg import ops
 
 KNOWN_VARIANTS = ("mini", "tiny", "small", "base")
 VARIANTS = {"cpu": ("mini", "tiny"), "cuda": ("mini", "tiny", "small")}
+# What --step takes.
+STEP_VARIANTS, STEP_IMAGES = {"cpu": ("mini",), "cuda": ("tiny",)}, {"cpu": 2, "cuda": 8}
 SIZES = ((512, 512), (1024, 2048))
 RUNS = {"cpu": 5, "cuda": 15}
 # Side of a product and bytes of a copy that show what the machine can do.
@@ -45,8 +50,13 @@ def main() -> None:
     on_gpu = kind == "cuda"
     if on_gpu and "cuda" not in ops.NATIVE_DEVICES:
         print("The operators are not built for the GPU: ours is the reference.", file=sys.stderr)
-    with closing(Helper()) as helper:
-        _run(args, kind, helper if on_gpu else inline)
+    training = args.data or args.step
+    with ExitStack() as stack:
+        if training:
+            layouts = miniatures.SIZES if args.data else ["cityscapes"]
+            stack.enter_context(miniatures.drawn(layouts, args.quick))
+        helper = stack.enter_context(closing(Helper(alone=not training)))
+        _run(args, kind, helper if on_gpu or training else inline)
 
 
 def _run(args: argparse.Namespace, kind: str, run: Runner) -> None:
@@ -58,25 +68,19 @@ def _run(args: argparse.Namespace, kind: str, run: Runner) -> None:
         ((head, limits),) = run(Job(machine.survey, "", "", arguments=survey), math.inf)
     except WayError as error:
         sys.exit(f"What the machine can do cannot be measured: {error}.")
-    extent = plans.Extent(
-        variants=args.variants or (QUICK_VARIANTS if args.quick else VARIANTS[kind]),
-        sizes=args.sizes or (QUICK_SIZES if args.quick else SIZES),
-        scaling_sizes=QUICK_SCALING if args.quick else scaling.SIZES,
-        runs=runs,
-        with_flex=not args.quick,
-        limits=limits,
-    )
-    output = Path(args.output or _default_output(kind, head["device"], args.quick))
-    on_gpu = kind == "cuda"
-    judge = partial(gpu_targets, limits) if on_gpu else targets
-    report = Report(head, limits, judge, output)
+    output = Path(args.output or _default_output(args, kind, head["device"]))
+    training = args.data or args.step
+    judge = training_targets if training else targets
+    if kind == "cuda" and not training:
+        judge = partial(gpu_targets, limits)
+    report = Report(head, limits, judge, output, TRAINING_LEGEND if training else LEGEND)
     print(report.beginning, flush=True)
     report.write()
 
     def say(what: str) -> None:
         print(f"[{time.perf_counter() - STARTED:4.0f} s] {what}", file=sys.stderr, flush=True)
 
-    jobs = plans.on_gpu(extent) if on_gpu else plans.on_cpu(extent)
+    jobs = _training_jobs(args, kind, runs) if training else _jobs(args, kind, runs, limits)
     for row in rows_of(jobs, run, STARTED + args.seconds, say):
         report.add(row)
     drawn = _draw(report, head, args.quick)
@@ -88,6 +92,28 @@ def _run(args: argparse.Namespace, kind: str, run: Runner) -> None:
         f"written to {', '.join(map(str, (output, output.with_suffix('.txt'), *drawn)))}."
     )
     sys.exit(any(row.way.startswith(OURS) for row in failed))
+
+
+def _jobs(args: argparse.Namespace, kind: str, runs: int, limits: dict[str, float]) -> list[Job]:
+    """Operators and models."""
+    extent = plans.Extent(
+        variants=args.variants or (QUICK_VARIANTS if args.quick else VARIANTS[kind]),
+        sizes=args.sizes or (QUICK_SIZES if args.quick else SIZES),
+        scaling_sizes=QUICK_SCALING if args.quick else scaling.SIZES,
+        runs=runs,
+        with_flex=not args.quick,
+        limits=limits,
+    )
+    return plans.on_gpu(extent) if kind == "cuda" else plans.on_cpu(extent)
+
+
+def _training_jobs(args: argparse.Namespace, kind: str, runs: int) -> list[Job]:
+    """What training does beside the model."""
+    jobs = plans.on_data(args.quick) if args.data else []
+    if args.step:
+        variants = args.variants or (QUICK_VARIANTS if args.quick else STEP_VARIANTS[kind])
+        jobs += plans.on_step(variants, STEP_IMAGES[kind], args.quick, runs)
+    return jobs
 
 
 def _draw(report: Report, head: dict, quick: bool) -> list[Path]:
@@ -107,6 +133,16 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--variants", nargs="+", choices=KNOWN_VARIANTS, metavar="VARIANT")
     parser.add_argument("--sizes", nargs="+", type=_size, metavar="HxW")
+    parser.add_argument(
+        "--data",
+        action="store_true",
+        help="instead, time the loading of images by every mapper, stage by stage",
+    )
+    parser.add_argument(
+        "--step",
+        action="store_true",
+        help="instead, time the parts of a training step, and the losses against a plain way",
+    )
     parser.add_argument("--quick", action="store_true", help="small images, one run, for tests")
     parser.add_argument(
         "--seconds",
@@ -119,7 +155,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument(
         "--output",
         metavar="FILE",
-        help="JSON; by default output/benchmark.json, on a GPU benchmarks/<its name>.json",
+        help="JSON; by default output/benchmark.json, on a GPU benchmarks/<its name>.json, with "
+        "_training before the dot for --data and --step",
     )
     return parser.parse_args()
 
@@ -129,10 +166,11 @@ def _size(text: str) -> tuple[int, int]:
     return height, width
 
 
-def _default_output(kind: str, name: str, quick: bool) -> str:
-    if kind == "cpu" or quick:
-        return "output/benchmark.json"
-    return f"benchmarks/{file_name(name)}.json"
+def _default_output(args: argparse.Namespace, kind: str, device: str) -> str:
+    ending = "_training" if args.data or args.step else ""
+    if kind == "cpu" or args.quick:
+        return f"output/benchmark{ending}.json"
+    return f"benchmarks/{file_name(device)}{ending}.json"
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from aff_seg.cli import plain_errors
 from aff_seg.errors import UserError
-from aff_seg.stopping import STOPPED_STATUS
+from aff_seg.stopping import SIGNALS, STOPPED_STATUS
 
 try:
     import submitit
@@ -49,7 +49,8 @@ class Training:
         self._process = subprocess.Popen(command)
         while (status := self._process.poll()) is None:
             time.sleep(0.2)
-        if status == STOPPED_STATUS:
+        # While it is still starting, signals end it by themselves.
+        if status == STOPPED_STATUS or -status in SIGNALS:
             time.sleep(PATIENCE)
         if status:
             raise RuntimeError(f"train_net.py ended with status {status}; its log says why.")

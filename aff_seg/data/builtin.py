@@ -6,10 +6,13 @@ are read when a dataset is first asked for.
 
 import os
 import sys
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 
 from cityscapesscripts.helpers import labels as cityscapes_labels
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets import cityscapes
 from detectron2.data.datasets.builtin_meta import CITYSCAPES_CATEGORIES, COCO_CATEGORIES
 
 from aff_seg.data import ade20k
@@ -20,6 +23,23 @@ IGNORE_LABEL = 255
 # The name under which the head of Detectron2's repository imports the labels of Cityscapes, from
 # a package that is not public.
 _INTERNAL_LABELS = "deeplearning.projects.cityscapesApi.cityscapesscripts.helpers.labels"
+
+
+class ClosedPools:
+    """What Detectron2 needs of ``multiprocessing`` to read Cityscapes' instances.
+
+    It leaves its pool of processes open, and the program can hang when that is collected.
+    """
+
+    cpu_count = staticmethod(os.cpu_count)
+
+    class Pool:
+        def __init__(self, processes: int):
+            self._processes = processes
+
+        def map(self, function: Callable, items: list) -> list:
+            with ProcessPoolExecutor(self._processes) as pool:
+                return list(pool.map(function, items, chunksize=8))
 
 
 def register_builtin(root: str) -> None:
@@ -33,6 +53,7 @@ def register_builtin(root: str) -> None:
         _register_coco(os.path.join(root, "coco"), split)
         _colour_cityscapes(split)
     sys.modules.setdefault(_INTERNAL_LABELS, cityscapes_labels)
+    cityscapes.mp = ClosedPools
 
 
 def _register_ade20k(top: str, split: str, folder: str) -> None:

@@ -45,14 +45,30 @@ def check_datasets(cfg: CfgNode, *, splits: tuple[str, ...] = ("TRAIN", "TEST"))
     if "TRAIN" in splits and not cfg.DATASETS.TRAIN:
         raise UserError("DATASETS.TRAIN is empty; name a dataset to train on.")
     names = [name for split in splits for name in cfg.DATASETS[split]]
+    # Images without objects are passed over in training.
+    seeks_objects = "TRAIN" in splits and cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
     for name in dict.fromkeys(names):
         _check_registered(name)
         metadata = MetadataCatalog.get(name)
         if metadata.get("evaluator_type", "").startswith("cityscapes"):
             check_cityscapes_files(name, metadata)
+            trains = True
         else:
-            _check_files(name, metadata)
+            trains = any(map(_can_train, _check_files(name, metadata)))
+        if name in cfg.DATASETS.TRAIN and trains:
+            seeks_objects = False
         _check_class_count(name, metadata, cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES)
+    if seeks_objects:
+        raise UserError(
+            f"No image of {', '.join(cfg.DATASETS.TRAIN)} shows an object to train on; correct the "
+            "annotations."
+        )
+
+
+def _can_train(record: dict) -> bool:
+    """Whether an image has no list of objects, or one with an object that is no crowd."""
+    objects = record.get("annotations")
+    return objects is None or any(not annotation.get("iscrowd", 0) for annotation in objects)
 
 
 def _check_registered(name: str) -> None:
@@ -64,8 +80,8 @@ def _check_registered(name: str) -> None:
     raise UserError(f"There is no dataset named {name!r}; {hint}")
 
 
-def _check_files(name: str, metadata: Metadata) -> None:
-    """Check any dataset: the paths it was registered with, then the files of each record."""
+def _check_files(name: str, metadata: Metadata) -> list[dict]:
+    """Check any dataset: the paths it was registered with, then the files of its records."""
     for key in _PATH_KEYS:
         path = metadata.get(key)
         # A panoptic dataset names the JSON file of its instances only for their evaluation.
@@ -80,9 +96,12 @@ def _check_files(name: str, metadata: Metadata) -> None:
     except UserError as error:
         raise UserError(f"Dataset {name}: {error}") from error
     # Detectron2's loaders assert what they find; broken JSON and foreign ids end here too.
-    except (AssertionError, OSError, KeyError, ValueError) as error:
+    except (AssertionError, OSError, LookupError, TypeError, ValueError) as error:
+        listing = metadata.get("panoptic_json", metadata.get("json_file"))
+        source = f" from {listing}" if listing else ""
         raise UserError(
-            f"Dataset {name} cannot be read ({type(error).__name__}: {error}); {remedy(name)}."
+            f"Dataset {name} cannot be read{source} ({type(error).__name__}: {error}); "
+            f"{remedy(name)}."
         ) from error
     if not records:
         raise UserError(f"Dataset {name} has no images; {remedy(name)}.")
@@ -93,6 +112,7 @@ def _check_files(name: str, metadata: Metadata) -> None:
                     f"Dataset {name}: {record[key]} ({key} of a record) is missing; "
                     f"{remedy(name, record[key])}."
                 )
+    return records
 
 
 def _check_pairs(name: str, metadata: Metadata) -> None:
@@ -113,7 +133,7 @@ def remedy(name: str, path: str = "") -> str:
     """How to mend a dataset where ``path`` is missing: a command, or what to look at."""
     for beginning, (layout, folder) in _LAYOUTS.items():
         if name.startswith(beginning):
-            root = Path(os.getenv("DETECTRON2_DATASETS", "datasets"))
+            root = Path(os.getenv("DETECTRON2_DATASETS", "datasets")).expanduser()
             draw = draw_command(layout, root)
             if is_drawn(root / folder):
                 return f"delete {root / folder} and draw it anew: {draw}"

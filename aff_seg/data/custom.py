@@ -1,6 +1,7 @@
 """Datasets of the user's own, registered from ``DATASETS.CUSTOM`` of a config."""
 
 import difflib
+import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -25,6 +26,7 @@ from aff_seg.data.metadata import instance_metadata, panoptic_metadata, semantic
 from aff_seg.errors import UserError
 
 _REQUIRED = ("NAME", "KIND", "IMAGES", "ANNOTATIONS")
+_PATHS = ("IMAGES", "ANNOTATIONS", "SEGMENTS")
 _KEYS = (*_REQUIRED, "SEGMENTS", "CLASSES", "COLORS")
 
 # Entries registered so far in this process, by name.
@@ -71,7 +73,7 @@ def _checked(entry: dict, place: int) -> dict:
             close = difflib.get_close_matches(str(key), _KEYS, n=1)
             hint = f"did you mean {close[0]}?" if close else f"known are {', '.join(_KEYS)}."
             raise UserError(f"{where} has the unknown key {key}; {hint}")
-    for key in _REQUIRED:
+    for key in (*_REQUIRED, *(["SEGMENTS"] if "SEGMENTS" in entry else [])):
         if not isinstance(entry.get(key), str) or not entry[key]:
             raise UserError(f"{where}.{key} is {entry.get(key)!r}; it must be a text.")
     if entry["KIND"] not in KINDS:
@@ -82,7 +84,8 @@ def _checked(entry: dict, place: int) -> dict:
     classes = entry.get("CLASSES") or []
     if not isinstance(classes, list) or len({isinstance(c, dict) for c in classes}) > 1:
         raise UserError(f"{where}.CLASSES must be a list of names or of categories.")
-    return dict(entry)
+    paths = {key: os.path.expanduser(entry[key]) for key in _PATHS if entry.get(key)}
+    return {**entry, **paths}
 
 
 def _check_same_classes(entries: Sequence[dict]) -> None:
@@ -119,6 +122,11 @@ def _categories(entry: dict) -> list[dict]:
         raise UserError(f"Dataset {entry['NAME']} has two categories of one id; correct them.")
     if entry["KIND"] == "coco_panoptic" and any("isthing" not in c for c in categories):
         raise UserError(f"{entry['ANNOTATIONS']} does not say of each category whether it isthing.")
+    if entry["KIND"] == "semantic" and ids != list(range(len(ids))):
+        raise UserError(
+            f"CLASSES of {entry['NAME']} have the ids {ids}; those of label images are 0, 1, 2 and "
+            "so on, in this order."
+        )
     _colour(categories, entry)
     return categories
 
@@ -127,9 +135,22 @@ _ADD_CLASSES = "list its categories, or set CLASSES in its entry of DATASETS.CUS
 
 
 def _category(category: dict, where: str) -> dict:
-    if not isinstance(category.get("id"), int) or "name" not in category:
-        raise UserError(f"{where}: the category {category!r:.80} lacks an id or a name.")
-    return {key: category[key] for key in ("id", "name", "isthing", "color") if key in category}
+    """What is needed of a category; a colour in another form than COCO's is left out."""
+    known = category if isinstance(category, dict) else {}
+    if not isinstance(known.get("id"), int) or "name" not in known:
+        raise UserError(
+            f"{where}: the category {category!r:.80} must have a whole number as id, and a name."
+        )
+    keys = ("id", "name", "isthing", *(["color"] if _is_colour(known.get("color")) else []))
+    return {key: known[key] for key in keys if key in known}
+
+
+def _is_colour(value: object) -> bool:
+    return (
+        isinstance(value, list | tuple)
+        and len(value) == 3
+        and all(isinstance(part, int) and 0 <= part <= 255 for part in value)
+    )
 
 
 def _rename(categories: list[dict], names: Sequence[str] | None, entry: dict) -> None:
@@ -148,10 +169,10 @@ def _colour(categories: list[dict], entry: dict) -> None:
     colours = entry.get("COLORS")
     if not colours:
         return
-    if len(colours) != len(categories) or any(len(colour) != 3 for colour in colours):
+    if len(colours) != len(categories) or not all(_is_colour(colour) for colour in colours):
         raise UserError(
-            f"COLORS of dataset {entry['NAME']} must hold [red, green, blue] for each of its "
-            f"{len(categories)} classes."
+            f"COLORS of dataset {entry['NAME']} must hold [red, green, blue], 0 to 255, for "
+            f"each of its {len(categories)} classes."
         )
     for category, colour in zip(categories, colours, strict=True):
         category["color"] = list(colour)

@@ -1,12 +1,16 @@
 """Records of datasets in Detectron2's form, from files in COCO's forms or label images."""
 
 import json
+import logging
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from detectron2.data.datasets import load_coco_json
+from detectron2.structures import BoxMode
 
 from aff_seg.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 # Image files, by the end of their names.
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}
@@ -34,11 +38,37 @@ def read_json(path: str, *keys: str) -> dict:
     return content
 
 
+def entries(content: Mapping, part: str, where: Any, *keys: str) -> list[dict]:
+    """The list ``content[part]``, each entry of which has ``keys``.
+
+    Args:
+        content: of an annotation file.
+        part: key of the list.
+        where: the file, for messages.
+        keys: needed.
+
+    Raises:
+        UserError: it is no list, or an entry lacks a key.
+    """
+    found = content[part]
+    if not isinstance(found, list):
+        raise UserError(f"{where}: {part!r} is no list; an annotation file in COCO's form has one.")
+    for entry in found:
+        missing = [key for key in keys if not isinstance(entry, dict) or key not in entry]
+        if missing:
+            raise UserError(
+                f"{where} has an entry of {part!r} without {missing[0]!r}; an annotation file in "
+                "COCO's form needs it."
+            )
+    return found
+
+
 def load_instances(json_file: str, image_root: str, things: IdMap) -> Records:
     """Read a dataset in COCO's instance form.
 
     Args:
-        json_file: annotations; their polygons of less than three points are left out.
+        json_file: annotations; those of images that it does not list are left out, and so are
+            polygons of less than three points, and objects that have no others.
         image_root: folder of the images.
         things: category id of the file to class of the model.
 
@@ -47,13 +77,78 @@ def load_instances(json_file: str, image_root: str, things: IdMap) -> Records:
         ``height``, ``width``, ``annotations``.
 
     Raises:
-        UserError: an annotation has a category that ``things`` lacks.
+        UserError: the file is no such file, or an annotation has no mask, one of another size
+            than its image, or a category that ``things`` lacks.
     """
-    records = load_coco_json(json_file, image_root)
-    for record in records:
-        for annotation in record["annotations"]:
-            annotation["category_id"] = _class_of(annotation["category_id"], things, json_file)
-    return records
+    content = read_json(json_file, "images", "annotations")
+    records: dict[int | str, dict] = {}
+    for image in entries(content, "images", json_file, "id", "file_name", "height", "width"):
+        if image["id"] in records:
+            raise UserError(f"{json_file} lists image {image['id']} twice; remove one.")
+        records[image["id"]] = {
+            "file_name": str(Path(image_root) / image["file_name"]),
+            "image_id": image["id"],
+            "height": image["height"],
+            "width": image["width"],
+            "annotations": [],
+        }
+    left_out, seen = 0, set()
+    for entry in entries(content, "annotations", json_file, "id", "image_id", "category_id"):
+        where = f"{json_file}: annotation {entry['id']}"
+        if entry["id"] in seen:
+            raise UserError(f"{where} is there twice; give each an id of its own.")
+        seen.add(entry["id"])
+        if entry.get("ignore"):
+            raise UserError(f"{where} is to be ignored, which is not supported; remove it.")
+        if entry["image_id"] not in records:
+            continue
+        record = records[entry["image_id"]]
+        segmentation = _segmentation(entry, [record["height"], record["width"]], where)
+        if not segmentation:
+            left_out += 1
+            continue
+        annotation = {
+            "category_id": _class_of(entry["category_id"], things, json_file),
+            "iscrowd": entry.get("iscrowd", 0),
+            "segmentation": segmentation,
+        }
+        if entry.get("bbox"):
+            annotation |= {"bbox": entry["bbox"], "bbox_mode": BoxMode.XYWH_ABS}
+        record["annotations"].append(annotation)
+    if left_out:
+        logger.warning(
+            "%s: %d objects have no polygon of three points and are left out.", json_file, left_out
+        )
+    return list(records.values())
+
+
+def _segmentation(annotation: dict, size: list[int], where: str) -> dict | list:
+    """The mask of an annotation: RLE, or its polygons that have three points or more."""
+    found = annotation.get("segmentation")
+    if isinstance(found, dict):
+        if found.get("size") != size or "counts" not in found:
+            raise UserError(
+                f"{where} has a mask of the size {found.get('size')}, but its image is {size} "
+                "(height, width); correct it."
+            )
+        counts = found["counts"]
+        if isinstance(counts, list) and sum(counts) != size[0] * size[1]:
+            raise UserError(
+                f"{where} has RLE of other than {size[0] * size[1]} pixels; correct it."
+            )
+        return found
+    if not isinstance(found, list) or not found:
+        raise UserError(f"{where} has no segmentation; give it polygons or RLE, or remove it.")
+    if not all(isinstance(polygon, list) for polygon in found):
+        raise UserError(
+            f"{where} has a segmentation that is no list of polygons [x, y, x, y, ...]; correct it."
+        )
+    return whole_polygons(found)
+
+
+def whole_polygons(polygons: list[list]) -> list[list]:
+    """The polygons [x, y, x, y, ...] that have three points or more."""
+    return [polygon for polygon in polygons if len(polygon) >= 6 and len(polygon) % 2 == 0]
 
 
 def load_panoptic(
@@ -84,14 +179,22 @@ def load_panoptic(
         UserError: the file is no such file, or it has an unknown image or category.
     """
     content = read_json(json_file, "images", "annotations")
-    names = {image["id"]: image["file_name"] for image in content["images"]}
+    images = entries(content, "images", json_file, "id", "file_name")
+    names = {image["id"]: image["file_name"] for image in images}
+    needed = ("image_id", "file_name", "segments_info")
     records = []
-    for annotation in content["annotations"]:
+    for annotation in entries(content, "annotations", json_file, *needed):
         image_id = annotation["image_id"]
         if image_id not in names:
             raise UserError(
                 f"{json_file} annotates image {image_id!r}, which is not among its images; make "
                 "or fetch the file again."
+            )
+        segments = entries(annotation, "segments_info", json_file, "id", "category_id")
+        if len({segment["id"] for segment in segments}) < len(segments):
+            raise UserError(
+                f"{json_file} lists a segment of {annotation['file_name']} twice; give each an id "
+                "of its own."
             )
         record = {
             "file_name": str(Path(image_root) / names[image_id]),
@@ -103,7 +206,7 @@ def load_panoptic(
                     "category_id": _class_of(segment["category_id"], classes, json_file),
                     "isthing": segment["category_id"] in things,
                 }
-                for segment in annotation["segments_info"]
+                for segment in segments
             ],
         }
         if sem_seg_root is not None:

@@ -5,7 +5,6 @@ A mapper is a geometry, which moves image and labels alike, and a form of ground
 augmentations are known.
 """
 
-import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -18,9 +17,17 @@ from detectron2.data import detection_utils as utils
 from detectron2.data import transforms as T
 from detectron2.projects.point_rend.color_augmentation import ColorAugSSDTransform
 from detectron2.structures import Instances
-from torch.nn import functional as F
 
-from aff_seg.data.labels import InstanceLabels, PanopticLabels, SemanticLabels, read_picture
+from aff_seg.data.labels import (
+    InstanceLabels,
+    PanopticLabels,
+    SemanticLabels,
+    Size,
+    Targets,
+    read_picture,
+    require_8_bits,
+)
+from aff_seg.data.window import ResizeAndCrop
 from aff_seg.errors import UserError
 
 _IMAGE_PADDING = 128
@@ -52,13 +59,15 @@ def resize_and_crop(cfg: CfgNode, *, by_category: bool = True) -> Geometry:
     """
     inp, crop = cfg.INPUT, cfg.INPUT.CROP
     edges = (inp.MIN_SIZE_TRAIN, inp.MAX_SIZE_TRAIN, inp.MIN_SIZE_TRAIN_SAMPLING)
-    steps = [_Resize(T.ResizeShortestEdge(*edges))]
+    resize = _Resize(T.ResizeShortestEdge(*edges))
     sees_categories = by_category and crop.ENABLED and crop.SINGLE_CATEGORY_MAX_AREA < 1
     if sees_categories:
         limit = (crop.SINGLE_CATEGORY_MAX_AREA, cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE)
-        steps.append(T.RandomCrop_CategoryAreaConstraint(crop.TYPE, crop.SIZE, *limit))
+        steps = [resize, T.RandomCrop_CategoryAreaConstraint(crop.TYPE, crop.SIZE, *limit)]
     elif crop.ENABLED:
-        steps.append(T.RandomCrop(crop.TYPE, crop.SIZE))
+        steps = [ResizeAndCrop(resize, T.RandomCrop(crop.TYPE, crop.SIZE))]
+    else:
+        steps = [resize]
     return Geometry([*steps, *_colour(cfg), *_flip(cfg)], inp.SIZE_DIVISIBILITY, sees_categories)
 
 
@@ -68,7 +77,7 @@ def large_scale_jitter(cfg: CfgNode) -> Geometry:
     scale = _Resize(T.ResizeScale(inp.MIN_SCALE, inp.MAX_SCALE, side, side))
     # The padding is ours, which knows images from masks; Detectron2's depends on its version.
     crop = T.FixedSizeCrop((side, side), pad=False)
-    return Geometry([*_flip(cfg), scale, crop, *_colour(cfg)], side)
+    return Geometry([*_flip(cfg), ResizeAndCrop(scale, crop), *_colour(cfg)], side)
 
 
 def _colour(cfg: CfgNode) -> list[T.Transform]:
@@ -168,7 +177,7 @@ class TrainMapper:
             UserError: a file is missing, unreadable or of the wrong size, or a label is
                 unknown.
         """
-        record = copy.deepcopy(record)
+        record = dict(record)
         image = self._read_image(record)
         if self.labels_type.key not in record:
             raise UserError(
@@ -179,16 +188,13 @@ class TrainMapper:
         categories = labels.category_map() if self.sees_categories else None
         aug_input = T.AugInput(image, sem_seg=categories)
         transforms = self.augmentations(aug_input)
-        image = torch.from_numpy(aug_input.image.transpose(2, 0, 1).copy())
-        size = tuple(image.shape[1:])
+        size = aug_input.image.shape[:2]
         padded = tuple(max(side, self.pad_to) for side in size)
         classes, masks = labels.targets(transforms, size, padded)
         self._check_classes(classes, labels.file_name)
         if self.drop_empty:
-            seen = masks.flatten(1).any(1)
-            classes, masks = classes[seen], masks[seen]
-        margins = (0, padded[1] - size[1], 0, padded[0] - size[0])
-        record["image"] = F.pad(image, margins, value=_IMAGE_PADDING)
+            classes, masks = _without_empty(classes, masks)
+        record["image"] = _to_tensor(aug_input.image, padded)
         record["instances"] = Instances(padded, gt_classes=classes, gt_masks=masks)
         return record
 
@@ -210,6 +216,23 @@ class TrainMapper:
             )
 
 
+def _without_empty(classes: torch.Tensor, masks: torch.Tensor) -> Targets:
+    # NumPy's stops at the first pixel.
+    seen = [bool(mask.any()) for mask in masks.numpy()]
+    return (classes, masks) if all(seen) else (classes[seen], masks[seen])
+
+
+def _to_tensor(image: np.ndarray, padded: Size) -> torch.Tensor:
+    """``(h, w, 3)`` as ``(3, *padded)``, filled up at the right and below."""
+    height, width = image.shape[:2]
+    tensor = torch.empty((3, *padded), dtype=torch.uint8)
+    tensor[:, height:] = _IMAGE_PADDING
+    tensor[:, :height, width:] = _IMAGE_PADDING
+    planes = tensor.numpy()[:, :height, :width]
+    planes[:] = image.transpose(2, 0, 1)
+    return tensor
+
+
 class EvaluationMapper(DatasetMapper):
     """Detectron2's mapper for evaluation, which names a picture that cannot be read."""
 
@@ -217,11 +240,12 @@ class EvaluationMapper(DatasetMapper):
         """Turn a record into an input of the model.
 
         Raises:
-            UserError: the image is missing or damaged.
+            UserError: the image is missing or damaged, or has pixels of other than 8 bits.
         """
         # Detectron2 would decode the label image too; evaluators read their own ground truth.
         record = {key: value for key, value in record.items() if key != "sem_seg_file_name"}
         try:
+            require_8_bits(record["file_name"])
             return super().__call__(record)
         except (OSError, SyntaxError, ValueError) as error:
             raise UserError(f"{record['file_name']} cannot be read ({error}).") from error

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import cv2
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetFromList, get_detection_dataset_dicts
@@ -140,6 +141,8 @@ def _is_wide(record: dict) -> bool:
 
 def _init_worker(number: int) -> None:
     ignore_signals()
+    # Workers share the cores already.
+    cv2.setNumThreads(0)
 
 
 def build_train_loader(cfg: CfgNode, mapper: Callable[[dict], dict]) -> TrainLoader:

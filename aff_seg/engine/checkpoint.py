@@ -6,7 +6,6 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from torch import Tensor
 
@@ -16,6 +15,7 @@ from aff_seg.engine.checkpoint_file import (
     is_intact,
     read_checkpoint,
     remove_unfinished,
+    write_checkpoint,
 )
 from aff_seg.errors import UserError
 
@@ -47,8 +47,7 @@ class Checkpointer(DetectionCheckpointer):
         path = os.path.join(self.save_dir, f"{name}.pth")
         logger.info("Saving checkpoint to %s", path)
         remove_unfinished(self.save_dir)
-        with atomic_open(path) as file:
-            torch.save(state, file)
+        write_checkpoint(path, state)
         self.tag_last_checkpoint(f"{name}.pth")
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:

@@ -104,6 +104,25 @@ def atomic_open(path: str) -> Iterator[IO[bytes]]:
             os.remove(unfinished)
 
 
+def write_checkpoint(path: str, content: dict[str, Any]) -> None:
+    """Write a file of :func:`torch.save` in one step.
+
+    Raises:
+        UserError: there is no space, or whatever else hinders the system.
+    """
+    try:
+        with atomic_open(path) as file:
+            torch.save(content, file)
+    except (OSError, RuntimeError) as error:
+        # torch raises an error of its own on top of the system's.
+        reason = error if isinstance(error, OSError) else error.__context__
+        if not isinstance(reason, OSError):
+            raise
+        raise UserError(
+            f"Cannot write checkpoint {path}: {reason.strerror}; make room and go on with --resume."
+        ) from error
+
+
 def remove_unfinished(folder: str) -> None:
     """Remove what killed processes have left of :func:`atomic_open` in a folder."""
     for name in os.listdir(folder):

@@ -1,6 +1,7 @@
 """A picture of a training run: losses, learning rate and metrics over iterations."""
 
 import json
+import os
 from collections import defaultdict
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -55,6 +56,16 @@ def read_metrics(path: str) -> dict[str, Series]:
                     series[key].pop()
                 series[key].append((iteration, value))
     return dict(series)
+
+
+def end_last_line(path: str) -> None:
+    """End a line that a kill has cut short, so that what is appended is a line of its own."""
+    with open(path, "ab+") as file:
+        if file.tell() == 0:
+            return
+        file.seek(-1, os.SEEK_END)
+        if file.read() != b"\n":
+            file.write(b"\n")
 
 
 def plot_curves(metrics_file: str, picture: str) -> bool:

@@ -6,14 +6,15 @@ import logging
 import math
 import os
 import time
+from collections.abc import Callable, Mapping
 
 import torch
-from detectron2.engine import HookBase
+from detectron2.engine import HookBase, hooks
 from detectron2.utils import comm
 from torch import nn
 
 from aff_seg.engine.checkpoint import Checkpointer
-from aff_seg.engine.checkpoint_file import atomic_open
+from aff_seg.engine.checkpoint_file import atomic_open, write_checkpoint
 from aff_seg.engine.curves import plot_curves
 from aff_seg.evaluation.report import metric_of
 from aff_seg.randomness import random_state
@@ -23,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 
 class Saver(HookBase):
-    """Save every ``period`` iterations, at the end, and before stopping.
+    """Save every ``period`` iterations, before evaluations, at the end, and before stopping.
 
     Belongs into every process, for each has random states; comes before the hook that
     evaluates, whose results are no part of what is saved.
@@ -31,16 +32,18 @@ class Saver(HookBase):
     Args:
         checkpointer: writes ``model_<iteration>.pth`` and ``model_final.pth``.
         period: iterations.
+        evaluation_period: iterations; 0: there is no evaluation but that at the end.
     """
 
-    def __init__(self, checkpointer: Checkpointer, period: int) -> None:
+    def __init__(self, checkpointer: Checkpointer, period: int, evaluation_period: int) -> None:
         self._checkpointer = checkpointer
-        self._period = period
+        self._periods = [n for n in (period, evaluation_period) if n > 0]
 
     def after_step(self) -> None:
         done = self.trainer.iter + 1
         stops = self.trainer.must_stop
-        names = [f"model_{done - 1:07d}"] if stops or done % self._period == 0 else []
+        due = stops or any(done % period == 0 for period in self._periods)
+        names = [f"model_{done - 1:07d}"] if due else []
         if done >= self.trainer.max_iter:
             names.append("model_final")
         if not names:
@@ -49,13 +52,34 @@ class Saver(HookBase):
         if comm.is_main_process():
             for name in names:
                 self._checkpointer.save(name, iteration=done - 1, random=states)
+        # Nobody ends while the first still writes.
+        comm.synchronize()
         if stops:
-            comm.synchronize()
             logger.warning(
                 "Asked to stop: ends after iteration %d with status %d; --resume goes on.",
                 *(done, STOPPED_STATUS),
             )
             raise Stopped
+
+
+class Evaluator(hooks.EvalHook):
+    """Evaluate every ``period`` iterations, at the end, and first of all where a run goes on there.
+
+    Checkpoints are written before evaluations, which a kill may have cut short.
+
+    Args:
+        period: iterations; 0: at the end alone.
+        evaluate: returns nested results.
+    """
+
+    def __init__(self, period: int, evaluate: Callable[[], Mapping]) -> None:
+        super().__init__(period, evaluate)
+
+    def before_train(self) -> None:
+        done = self.trainer.start_iter
+        if self._period > 0 and 0 < done < self.trainer.max_iter and done % self._period == 0:
+            self.trainer.storage.iter = done - 1
+            self._do_eval()
 
 
 class ProgressPrinter(HookBase):
@@ -131,19 +155,21 @@ class BestKeeper(HookBase):
 
     def before_train(self) -> None:
         path = os.path.join(self._folder, self.NOTE)
-        if self.trainer.start_iter > 0 and os.path.isfile(path):
+        start = self.trainer.start_iter
+        if start > 0 and os.path.isfile(path):
             with open(path, encoding="utf-8") as file:
                 note = json.load(file)
-            if note["metric"] == self._metric and note["iteration"] <= self.trainer.start_iter:
+            if note["metric"] == self._metric and note["iteration"] <= start:
                 self._best = note["value"]
+        self._keep_if_best(start)
 
     def after_step(self) -> None:
-        self._keep_if_best()
+        self._keep_if_best(self.trainer.iter + 1)
 
     def after_train(self) -> None:
-        self._keep_if_best()
+        self._keep_if_best(self.trainer.max_iter)
 
-    def _keep_if_best(self) -> None:
+    def _keep_if_best(self, iteration: int) -> None:
         if not self.trainer.last_results:
             return
         dataset, tasks = next(iter(self.trainer.last_results.items()))
@@ -155,12 +181,11 @@ class BestKeeper(HookBase):
             logger.warning("%s has no %s: no best weights are kept.", dataset, self._metric)
         elif value > self._best:
             self._best = float(value)
-            self._save(dataset)
+            self._save(dataset, iteration)
 
-    def _save(self, dataset: str) -> None:
-        iteration = min(self.trainer.iter + 1, self.trainer.max_iter)
-        with atomic_open(os.path.join(self._folder, self.WEIGHTS)) as file:
-            torch.save({"model": self._model.state_dict()}, file)
+    def _save(self, dataset: str, iteration: int) -> None:
+        weights = {"model": self._model.state_dict()}
+        write_checkpoint(os.path.join(self._folder, self.WEIGHTS), weights)
         note = {"metric": self._metric, "value": self._best, "iteration": iteration}
         with atomic_open(os.path.join(self._folder, self.NOTE)) as file:
             file.write(json.dumps({**note, "dataset": dataset}).encode())

@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import re
 import signal
+import sys
 import types
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -14,9 +15,13 @@ import detectron2.engine
 import torch
 from detectron2.engine.launch import DEFAULT_TIMEOUT
 from detectron2.utils import comm
+from torch.multiprocessing import ProcessExitedException
 
 from aff_seg.errors import UserError
-from aff_seg.stopping import SIGNALS, Stopped
+from aff_seg.stopping import SIGNALS, STOPPED_STATUS, Stopped
+
+# SLURM numbers steps that srun has not started, such as the shell of salloc, from here.
+FIRST_SPECIAL_STEP = 0xFFFFFFF0
 
 
 @dataclass(frozen=True)
@@ -56,9 +61,10 @@ def place_in(environment: Mapping[str, str]) -> Place | None:
             address=environment["MASTER_ADDR"],
             port=int(environment["MASTER_PORT"]),
         )
-    # The script of sbatch has the other variables, too, but is not a step.
+    # The script of sbatch and the shell of salloc have the other variables, too.
     if {"SLURM_STEP_ID", "SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID"} <= environment.keys():
-        return _place_in_step(environment)
+        if int(environment["SLURM_STEP_ID"]) < FIRST_SPECIAL_STEP:
+            return _place_in_step(environment)
     return None
 
 
@@ -97,12 +103,17 @@ def launch(main: Callable[[Any], None], arguments: Any) -> None:
     """Run ``main(arguments)`` in every process of the training.
 
     Where torchrun or srun started several, this is one of them; else ``--num-gpus`` and the like
-    start them, as in Detectron2. Signals that ask to stop are passed on to those.
+    start them, as in Detectron2. Signals that ask to stop are passed on to those, and the program
+    ends with the status of the first that ends with another than 0.
 
     Raises:
-        UserError: there are too few GPUs, or two ways to start processes are mixed.
+        UserError: there are too few GPUs, two ways to start processes are mixed, machines lack
+            an address to meet at, or a signal has ended a process.
     """
     place = place_in(os.environ)
+    # A task of srun may start the processes of its machine.
+    if place is not None and place.launcher == "srun" and arguments.num_machines > 1:
+        place = None
     if place is not None and place.size > 1:
         if arguments.num_gpus != 1 or arguments.num_machines != 1:
             raise UserError(
@@ -113,17 +124,34 @@ def launch(main: Callable[[Any], None], arguments: Any) -> None:
         _run(main, arguments)
         return
     check_devices(arguments.num_gpus, "--num-gpus is")
-    if arguments.num_gpus > 1:
+    if arguments.num_machines > 1 and arguments.dist_url == "auto":
+        raise UserError(
+            f"--num-machines is {arguments.num_machines}; give all of them one --dist-url, "
+            "tcp://<the first machine>:<a free port>."
+        )
+    starts_others = arguments.num_gpus * arguments.num_machines > 1
+    if starts_others:
         for number in SIGNALS:
             signal.signal(number, _pass_on)
-    detectron2.engine.launch(
-        _run,
-        arguments.num_gpus,
-        num_machines=arguments.num_machines,
-        machine_rank=arguments.machine_rank,
-        dist_url=arguments.dist_url,
-        args=(main, arguments),
-    )
+    try:
+        detectron2.engine.launch(
+            _run_child if starts_others else _run,
+            arguments.num_gpus,
+            num_machines=arguments.num_machines,
+            machine_rank=arguments.machine_rank,
+            dist_url=arguments.dist_url,
+            args=(main, arguments),
+        )
+    except ProcessExitedException as failed:
+        if failed.exit_code >= 0:
+            sys.exit(failed.exit_code)
+        # Signals to stop end a process that has not yet begun to handle them.
+        if -failed.exit_code in SIGNALS:
+            sys.exit(STOPPED_STATUS)
+        raise UserError(
+            f"Process {failed.error_index} was ended by {failed.signal_name}; has the machine "
+            "run out of memory?"
+        ) from failed
 
 
 def check_devices(wanted: int, who: str) -> None:
@@ -155,6 +183,16 @@ def _join(place: Place) -> None:
     comm.synchronize()
 
 
+def _run_child(main: Callable[[Any], None], arguments: Any) -> None:
+    # torch has SIGINT sent to a process whose parent was killed. Where the program was started in
+    # the background it would be ignored, and the process would train on.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    # Data workers are forked, as where torchrun has started the processes; else each would import
+    # everything anew.
+    multiprocessing.set_start_method("fork", force=True)
+    _run(main, arguments)
+
+
 def _run(main: Callable[[Any], None], arguments: Any) -> None:
     """Run ``main`` and leave the process groups."""
     end: UserError | Stopped | None = None
@@ -182,5 +220,8 @@ def _leave_groups() -> None:
 
 
 def _pass_on(number: int, frame: types.FrameType | None) -> None:
-    for child in multiprocessing.active_children():
+    children = multiprocessing.active_children()
+    for child in children:
         os.kill(child.pid, number)
+    if not children:
+        os._exit(STOPPED_STATUS)

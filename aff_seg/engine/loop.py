@@ -43,9 +43,10 @@ class StepOptions:
 class TrainLoop(SimpleTrainer):
     """Detectron2's loop with gradients added up over parts, autocast, and skipped steps.
 
-    A step with a loss or a gradient that is infinite or not a number leaves the weights alone, in
-    all processes. In float16 the gradients are scaled, and steps in which they overflow are left
-    out by the scaler, which these counts ignore.
+    A step with a loss or a gradient that is infinite or not a number leaves weights and buffers,
+    such as the statistics of batch norms, alone, in all processes. In float16 the gradients are
+    scaled; where they overflow, the scaler leaves out the step and lowers its scale, and only at
+    a scale of 1 or less do these steps count.
 
     Args:
         model: returns a dict of losses.
@@ -77,13 +78,17 @@ class TrainLoop(SimpleTrainer):
         batch = next(self._data_loader_iter)
         data_time = time.perf_counter() - start
         self.optimizer.zero_grad()
+        buffers = [buffer.clone() for buffer in self.model.buffers()]
         losses, bad = self._backward(batch)
         self.after_backward()
-        if not bad and not self.grad_scaler.is_enabled() and not self._gradient_norm().isfinite():
+        # The scale is 1 where there is no scaler.
+        if not bad and self.grad_scaler.get_scale() <= 1 and not self._gradient_norm().isfinite():
             bad[GRADIENT] = _names(batch)
         skip, self.must_stop = self._any(bool(bad), self._wants_stop())
         if skip:
             self.optimizer.zero_grad()
+            for buffer, before in zip(self.model.buffers(), buffers, strict=True):
+                buffer.copy_(before)
             self._count_skipped(bad)
             return
         self.skipped = 0

@@ -21,10 +21,12 @@ from aff_seg.data import EvaluationMapper, build_train_mapper
 from aff_seg.data.stream import TrainLoader, build_train_loader
 from aff_seg.engine import solver
 from aff_seg.engine.checkpoint import Checkpointer
-from aff_seg.engine.hooks import BestKeeper, CurvePlotter, ProgressPrinter, Saver
+from aff_seg.engine.curves import end_last_line
+from aff_seg.engine.hooks import BestKeeper, CurvePlotter, Evaluator, ProgressPrinter, Saver
 from aff_seg.engine.loop import StepOptions, TrainLoop
 from aff_seg.errors import UserError
-from aff_seg.evaluation import Results, build_evaluator
+from aff_seg.evaluation import Results, build_evaluator, semantic_tests
+from aff_seg.inference import SemanticTTA
 from aff_seg.randomness import kept_random_state, set_random_state
 from aff_seg.stopping import StopRequest
 
@@ -70,11 +72,16 @@ class Trainer(DefaultTrainer):
         logging.getLogger("detectron2.engine.train_loop").addFilter(_has_no_user_error)
 
     def build_hooks(self) -> list[hooks.HookBase]:
-        # Others take the place of Detectron2's checkpointer and writer.
-        replaced = (hooks.PeriodicCheckpointer, hooks.PeriodicWriter)
+        # Others take the place of Detectron2's checkpointer, evaluation and writer.
+        replaced = (hooks.PeriodicCheckpointer, hooks.EvalHook, hooks.PeriodicWriter)
         built = [h for h in super().build_hooks() if not isinstance(h, replaced)]
-        evaluation = next(i for i, h in enumerate(built) if isinstance(h, hooks.EvalHook))
-        built.insert(evaluation, Saver(self.checkpointer, self.cfg.SOLVER.CHECKPOINT_PERIOD))
+        period, evaluation_period = self.cfg.SOLVER.CHECKPOINT_PERIOD, self.cfg.TEST.EVAL_PERIOD
+        built += [
+            Saver(self.checkpointer, period, evaluation_period),
+            Evaluator(evaluation_period, self._evaluate),
+        ]
+        if self.cfg.TEST.AUG.ENABLED:
+            built.append(hooks.EvalHook(0, self._test_with_TTA_at_the_end))
         if comm.is_main_process():
             # Short runs, too, get curves worth looking at.
             period = min(20, max(1, self.max_iter // 100))
@@ -101,6 +108,12 @@ class Trainer(DefaultTrainer):
         Raises:
             UserError: processes find different checkpoints.
         """
+        if not resume and self.checkpointer.has_checkpoint():
+            logger.warning(
+                "OUTPUT_DIR %s has checkpoints of an earlier training, from which --resume goes on "
+                "until this one has written its own.",
+                self.cfg.OUTPUT_DIR,
+            )
         rest = self.checkpointer.resume_or_load(self.cfg.MODEL.WEIGHTS, resume=resume)
         if resume and self.checkpointer.has_checkpoint():
             self.start_iter = self.iter + 1
@@ -126,7 +139,15 @@ class Trainer(DefaultTrainer):
         if self._random_states:
             set_random_state(self._random_states[comm.get_rank()])
 
+    def _evaluate(self) -> Results:
+        # All is saved, and evaluations can take long.
+        with self.stop_request.heeded_at_once():
+            self._last_eval_results = self.test(self.cfg, self.model)
+        return self._last_eval_results
+
     def after_train(self) -> None:
+        # A run that had ended before would count one iteration more.
+        self.iter = min(self.iter, self.max_iter)
         if self.must_stop:
             # There is no time left; a resumed run evaluates.
             self._hooks = [h for h in self._hooks if not isinstance(h, hooks.EvalHook)]
@@ -143,10 +164,9 @@ class Trainer(DefaultTrainer):
 
     def build_writers(self) -> list[EventWriter]:
         """TensorBoard events and ``metrics.json``; the terminal has :class:`ProgressPrinter`."""
-        return [
-            JSONWriter(os.path.join(self.cfg.OUTPUT_DIR, "metrics.json")),
-            TensorboardXWriter(self.cfg.OUTPUT_DIR),
-        ]
+        path = os.path.join(self.cfg.OUTPUT_DIR, "metrics.json")
+        end_last_line(path)
+        return [JSONWriter(path), TensorboardXWriter(self.cfg.OUTPUT_DIR)]
 
     @property
     def last_results(self) -> Results:
@@ -185,6 +205,42 @@ class Trainer(DefaultTrainer):
         # Training goes on as if there had been no evaluation.
         with kept_random_state():
             return super().test(cfg, model, evaluators)
+
+    @classmethod
+    def test_with_TTA(cls, cfg: CfgNode, model: nn.Module) -> Results:
+        """Score the semantic results with test-time augmentation (``TEST.AUG``).
+
+        Returns:
+            for each dataset that has semantic scores the task ``sem_seg_TTA``; nothing in it on
+            other than the main process.
+        """
+        names = semantic_tests(cfg)
+        cfg = cfg.clone()
+        cfg.defrost()
+        cfg.DATASETS.TEST = tuple(names)
+        # Whole images, which the views are made from.
+        cfg.INPUT.MIN_SIZE_TEST = 0
+        only = cfg.MODEL.MASK_FORMER.TEST
+        only.PANOPTIC_ON = only.INSTANCE_ON = False
+        folder = os.path.join(cfg.OUTPUT_DIR, "inference_TTA")
+        evaluators = [build_evaluator(cfg, name, os.path.join(folder, name)) for name in names]
+        augmented = SemanticTTA(cfg, getattr(model, "module", model))
+        logger.info(
+            "Test-time augmentation, %d views of an image: it is of semantic results alone.",
+            augmented.views,
+        )
+        found = by_dataset(cfg, cls.test(cfg, augmented, evaluators))
+        return {
+            name: {f"{task}_TTA": scores for task, scores in tasks.items()}
+            for name, tasks in found.items()
+        }
+
+    def _test_with_TTA_at_the_end(self) -> dict:
+        with self.stop_request.heeded_at_once():
+            found = self.test_with_TTA(self.cfg, self.model)
+        add_tasks(self.last_results, found)
+        names = self.cfg.DATASETS.TEST
+        return found if len(names) > 1 else found[names[0]]
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluators:
@@ -234,6 +290,12 @@ def _has_bf16(device: torch.device) -> bool:
 def by_dataset(cfg: CfgNode, results: Results) -> Results:
     """Results of ``DefaultTrainer.test``, which leaves out the name of a single dataset."""
     return {cfg.DATASETS.TEST[0]: results} if len(cfg.DATASETS.TEST) == 1 else results
+
+
+def add_tasks(results: dict[str, dict], more: Results) -> None:
+    """Add to the results of each dataset those of other tasks, in place."""
+    for name, tasks in more.items():
+        results.setdefault(name, {}).update(tasks)
 
 
 def _has_no_user_error(record: logging.LogRecord) -> bool:

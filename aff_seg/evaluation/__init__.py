@@ -5,6 +5,7 @@ from aff_seg.evaluation.build import (
     build_evaluator,
     check_best_metric,
     check_evaluators,
+    semantic_tests,
 )
 from aff_seg.evaluation.report import Results, format_table, metric_of, save_results, summarize
 
@@ -17,5 +18,6 @@ __all__ = [
     "format_table",
     "metric_of",
     "save_results",
+    "semantic_tests",
     "summarize",
 ]

@@ -12,7 +12,7 @@ from aff_seg.data.checks import remedy
 from aff_seg.errors import UserError
 from aff_seg.evaluation import cityscapes
 from aff_seg.evaluation.instance import InstanceEvaluator
-from aff_seg.evaluation.panoptic import PanopticEvaluator
+from aff_seg.evaluation.panoptic import GROUPS, PanopticEvaluator
 from aff_seg.evaluation.report import COLUMNS
 from aff_seg.evaluation.semantic import SemanticEvaluator
 
@@ -24,21 +24,49 @@ class Entry:
     Attributes:
         output: flag of ``MASK_FORMER.TEST`` that turns on what it reads.
         task: its key in the results.
+        metrics: its metrics there; one with ``-`` at its end goes on with the name of a class.
         build: from (dataset name, output folder).
         reads: key of the dataset's metadata with the file that only this evaluator reads.
     """
 
     output: str
     task: str
+    metrics: tuple[str, ...]
     build: Callable[[str, str], DatasetEvaluator]
     reads: str | None = None
 
 
-SEMANTIC = Entry("SEMANTIC_ON", "sem_seg", SemanticEvaluator)
-INSTANCE = Entry("INSTANCE_ON", "segm", InstanceEvaluator, reads="json_file")
-PANOPTIC = Entry("PANOPTIC_ON", "panoptic_seg", PanopticEvaluator)
-CITYSCAPES_SEMANTIC = Entry("SEMANTIC_ON", "sem_seg", cityscapes.SemanticEvaluator)
-CITYSCAPES_INSTANCE = Entry("INSTANCE_ON", "segm", cityscapes.InstanceEvaluator)
+SEMANTIC = Entry(
+    "SEMANTIC_ON",
+    "sem_seg",
+    ("mIoU", "fwIoU", "mACC", "pACC", "IoU-", "ACC-"),
+    SemanticEvaluator,
+)
+INSTANCE = Entry(
+    "INSTANCE_ON",
+    "segm",
+    ("AP", "AP50", "AP75", "APs", "APm", "APl", "AP-"),
+    InstanceEvaluator,
+    reads="json_file",
+)
+PANOPTIC = Entry(
+    "PANOPTIC_ON",
+    "panoptic_seg",
+    tuple(f"{metric}{group}" for metric in ("PQ", "SQ", "RQ") for group in GROUPS),
+    PanopticEvaluator,
+)
+CITYSCAPES_SEMANTIC = Entry(
+    "SEMANTIC_ON",
+    "sem_seg",
+    ("IoU", "iIoU", "IoU_sup", "iIoU_sup"),
+    cityscapes.SemanticEvaluator,
+)
+CITYSCAPES_INSTANCE = Entry(
+    "INSTANCE_ON",
+    "segm",
+    ("AP", "AP50"),
+    cityscapes.InstanceEvaluator,
+)
 
 EVALUATORS: dict[str, tuple[Entry, ...]] = {
     "sem_seg": (SEMANTIC,),
@@ -55,7 +83,8 @@ def check_evaluators(cfg: CfgNode) -> None:
     """Make sure before any work that every dataset of ``DATASETS.TEST`` can be scored.
 
     Raises:
-        UserError: as :func:`build_evaluator`, or a file is missing that only evaluation reads.
+        UserError: as :func:`build_evaluator`, or a file is missing that only evaluation reads, or
+            ``TEST.AUG`` is on without anything that it can be measured on.
     """
     for name in cfg.DATASETS.TEST:
         for entry in _entries(cfg, name):
@@ -65,6 +94,22 @@ def check_evaluators(cfg: CfgNode) -> None:
                     f"Dataset {name}: {path} is missing, which its evaluation reads; "
                     f"{remedy(name, path)}."
                 )
+    if cfg.TEST.AUG.ENABLED and cfg.DATASETS.TEST and not semantic_tests(cfg):
+        raise UserError(
+            "TEST.AUG.ENABLED is True, but test-time augmentation is of semantic results alone, "
+            f"which are not scored on {', '.join(cfg.DATASETS.TEST)}; set it to False or, if the "
+            "model and the dataset have semantic classes, MODEL.MASK_FORMER.TEST.SEMANTIC_ON to "
+            "True."
+        )
+
+
+def semantic_tests(cfg: CfgNode) -> list[str]:
+    """Those of ``DATASETS.TEST`` whose semantic results are scored."""
+    return [
+        name
+        for name in cfg.DATASETS.TEST
+        if any(entry.task == SEMANTIC.task for entry in _entries(cfg, name))
+    ]
 
 
 def check_best_metric(cfg: CfgNode) -> None:
@@ -73,12 +118,15 @@ def check_best_metric(cfg: CfgNode) -> None:
     if not metric or not cfg.DATASETS.TEST:
         return
     name = cfg.DATASETS.TEST[0]
-    tasks = {entry.task for entry in _entries(cfg, name)}
+    entries = _entries(cfg, name)
+    tasks = {entry.task for entry in entries}
     columns = [column for column, task, _ in COLUMNS if task in tasks]
-    if metric not in columns and metric.split("/")[0] not in tasks:
+    full = [f"{entry.task}/{one}" for entry in entries for one in entry.metrics]
+    of_a_class = tuple(one for one in full if one.endswith("-"))
+    if metric not in (*columns, *full) and not metric.startswith(of_a_class):
         raise UserError(
             f"TEST.BEST_METRIC is {metric!r}, but {name} is scored by {', '.join(columns)}; name "
-            "one of these, or '' to keep no best weights."
+            f"one of these, or of {', '.join(full)}, or '' to keep no best weights."
         )
 
 

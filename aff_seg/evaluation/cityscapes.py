@@ -6,10 +6,10 @@ import io
 import logging
 import os
 import re
+import warnings
 from collections import OrderedDict
 from collections.abc import Iterator
 from tempfile import TemporaryDirectory
-from types import ModuleType
 from typing import Any
 
 import cityscapesscripts.evaluation.evalInstanceLevelSemanticLabeling as scripts
@@ -52,27 +52,38 @@ class ScriptOutput(io.StringIO):
         return "\n".join(kept)
 
 
-class NumpyWithIn1d:
-    """numpy with the function that the scripts call and that numpy 2.4 took away."""
+class ScriptNumpy:
+    """numpy as the scripts need it."""
 
+    # numpy 2.4 took it away.
     in1d = staticmethod(np.isin)
+
+    @staticmethod
+    def cumsum(values: np.ndarray) -> np.ndarray:
+        """Running sums, at least one.
+
+        The scripts ask for the last one also where every prediction of a class is ignored, for
+        what it covers does not count; with 0 they find an AP of 0.
+        """
+        return np.cumsum(values) if len(values) else np.zeros(1)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(np, name)
 
 
-def _mend(script: ModuleType) -> None:
-    """Let a script run with new versions of numpy."""
-    if not hasattr(np, "in1d"):
-        script.np = NumpyWithIn1d()
+scripts.np = pixel_scripts.np = ScriptNumpy()
 
 
 @contextlib.contextmanager
 def _output_to_log(title: str) -> Iterator[None]:
-    """Log what the scripts print; they end the program on errors, which become UserErrors."""
+    """Log what the scripts print; they end the program on errors, which become UserErrors.
+
+    Where no class occurs their mean is nan, without a warning.
+    """
     output = ScriptOutput()
     try:
-        with contextlib.redirect_stdout(output):
+        with contextlib.redirect_stdout(output), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Mean of empty slice", RuntimeWarning)
             yield
     except SystemExit as error:
         raise UserError(f"{title}: {output.tables()}") from error
@@ -128,7 +139,6 @@ class InstanceEvaluator(_SharedFolder, CityscapesInstanceEvaluator):
         return OrderedDict(segm=scores)
 
     def _averages(self) -> dict:
-        _mend(scripts)
         args = scripts.args
         args.predictionPath = os.path.abspath(self._temp_dir)
         args.predictionWalk = None
@@ -173,7 +183,6 @@ class SemanticEvaluator(_SharedFolder, CityscapesSemSegEvaluator):
         return OrderedDict(sem_seg=scores)
 
     def _results(self) -> dict:
-        _mend(pixel_scripts)
         args = pixel_scripts.args
         args.predictionPath = os.path.abspath(self._temp_dir)
         args.predictionWalk = None

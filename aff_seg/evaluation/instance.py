@@ -1,6 +1,7 @@
 """Average precision in COCO's way, for any category ids."""
 
 import contextlib
+import io
 import json
 import os
 import tempfile
@@ -16,6 +17,7 @@ from pycocotools import mask as mask_util
 from pycocotools.cocoeval import COCOeval
 
 from aff_seg.data.labels import read_picture
+from aff_seg.data.loaders import whole_polygons
 from aff_seg.errors import UserError
 
 TASKS = ("bbox", "segm")
@@ -47,9 +49,11 @@ class InstanceEvaluator(COCOEvaluator):
         self._metadata = Metadata(
             name=dataset_name, thing_classes=[category["name"] for category in categories]
         )
-        for annotation in self._coco_api.anns.values():
-            if annotation["image_id"] in self._coco_api.imgs:
-                self._complete(annotation)
+        # COCO's scores take an object of id 0 for none.
+        truth = [{**a, "id": number} for number, a in enumerate(self._ground_truth(), start=1)]
+        self._coco_api.dataset["annotations"] = truth
+        with contextlib.redirect_stdout(io.StringIO()):
+            self._coco_api.createIndex()
 
     def process(self, inputs: list[dict], outputs: list[dict]) -> None:
         """Note the instances of a batch, with the category ids of the annotation file."""
@@ -65,18 +69,31 @@ class InstanceEvaluator(COCOEvaluator):
                 instance["category_id"] = id_of[instance["category_id"]]
             prediction["instances"] = known
 
-    def _complete(self, annotation: dict) -> None:
-        """Add what COCO's scores need and can be told from the mask."""
-        if not annotation.get("segmentation"):
-            raise UserError(
-                f"{self._dataset.json_file}: annotation {annotation['id']} has no segmentation; "
-                "give it polygons or RLE, or remove it."
-            )
-        annotation.setdefault("iscrowd", 0)
-        if not {"area", "bbox"} <= annotation.keys():
-            mask = self._coco_api.annToRLE(annotation)
-            annotation.setdefault("area", float(mask_util.area(mask)))
-            annotation.setdefault("bbox", mask_util.toBbox(mask).tolist())
+    def _ground_truth(self) -> Iterator[dict]:
+        """The objects to find, with what COCO's scores need and can be told from the mask.
+
+        As in training, polygons of less than three points are left out, and objects that have no
+        others.
+        """
+        for annotation in self._coco_api.dataset["annotations"]:
+            if annotation["image_id"] not in self._coco_api.imgs:
+                continue
+            segmentation = annotation.get("segmentation")
+            if not segmentation:
+                raise UserError(
+                    f"{self._dataset.json_file}: annotation {annotation['id']} has no "
+                    "segmentation; give it polygons or RLE, or remove it."
+                )
+            if isinstance(segmentation, list):
+                segmentation = whole_polygons(segmentation)
+                if not segmentation:
+                    continue
+            truth = {"iscrowd": 0, **annotation, "segmentation": segmentation}
+            if "area" not in truth or not truth.get("bbox"):
+                mask = self._coco_api.annToRLE(truth)
+                truth = {"area": float(mask_util.area(mask)), **truth}
+                truth["bbox"] = truth.get("bbox") or mask_util.toBbox(mask).tolist()
+            yield truth
 
     def _derive_coco_results(
         self, coco_eval: COCOeval | None, iou_type: str, class_names: list[str] | None = None

@@ -22,6 +22,7 @@ COLUMNS = (
     ("AP", "segm", ("AP",)),
     ("AP50", "segm", ("AP50",)),
     ("mIoU", "sem_seg", ("mIoU", "IoU")),
+    ("mIoU_TTA", "sem_seg_TTA", ("mIoU", "IoU")),
 )
 
 

@@ -9,12 +9,14 @@ from .instance import InstanceMasks, best_pairs, instance_inference
 from .panoptic import PanopticVotes, confident_queries, panoptic_inference
 from .semantic import SemanticScores, semantic_inference
 from .strips import MaskStrips
+from .tta import SemanticTTA
 
 __all__ = [
     "InstanceMasks",
     "MaskStrips",
     "PanopticVotes",
     "SemanticScores",
+    "SemanticTTA",
     "best_pairs",
     "confident_queries",
     "instance_inference",

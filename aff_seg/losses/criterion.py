@@ -1,18 +1,17 @@
 """Set loss of masks and classes (Mask2Former, arXiv 2112.01527, section 3.3)."""
 
 import contextlib
+import itertools
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from detectron2.projects.point_rend.point_features import (
-    get_uncertain_point_coords_with_randomness,
-)
 from detectron2.utils import comm
 from torch import Tensor, nn
 
-from aff_seg.losses.matcher import HungarianMatcher
-from aff_seg.losses.points import dice, sample_masks
+from aff_seg.losses.matcher import HungarianMatcher, Match
+from aff_seg.losses.points import dice, draw_uncertain_points, sample_masks
 
 
 class SetCriterion(nn.Module):
@@ -81,10 +80,12 @@ class SetCriterion(nn.Module):
             predictions[f"_{i}"] = early
         # Sums over thousands of points overflow in 16 bits.
         with torch.autocast(logits.device.type, enabled=False):
+            matches = self.matcher.match_all(list(predictions.values()), targets)
+            pairs = _pairs(matches, targets)
             return {
                 f"{name}{suffix}": value
-                for suffix, prediction in predictions.items()
-                for name, value in self._losses(prediction, targets, *divisors).items()
+                for (suffix, prediction), found in zip(predictions.items(), pairs, strict=True)
+                for name, value in self._losses(prediction, targets, found, *divisors).items()
             }
 
     def _divisors(
@@ -108,49 +109,80 @@ class SetCriterion(nn.Module):
         self,
         outputs: dict,
         targets: list[dict[str, Tensor]],
+        pairs: "_Pairs",
         num_masks: float,
         class_weight: float,
     ) -> dict[str, Tensor]:
         logits, masks = outputs["pred_logits"], outputs["pred_masks"]
-        matches = self.matcher(logits, masks, targets)
-        image = torch.cat([torch.full_like(q, i) for i, (q, _) in enumerate(matches)])
-        query = torch.cat([q for q, _ in matches])
-        labels = [t["labels"].cpu()[i].long() for t, (_, i) in zip(targets, matches, strict=True)]
-
-        classes = torch.full(logits.shape[:2], self.num_classes, dtype=torch.int64)
-        classes[image, query] = torch.cat(labels)
+        classes = torch.full_like(logits[..., 0], self.num_classes, dtype=torch.int64)
+        classes[pairs.image, pairs.query] = pairs.label
         # One row per query: the loss of rows has one order of summing on every device.
-        rows, wanted_classes = logits.float().flatten(0, 1), classes.flatten().to(logits.device)
-        loss_ce = F.cross_entropy(rows, wanted_classes, self.empty_weight, reduction="sum")
-        loss_ce = loss_ce / class_weight
-        matched = masks[image.to(masks.device), query.to(masks.device)].float()
-        wanted = [
-            t["masks"][i.to(t["masks"].device)].to(matched)
-            for t, (_, i) in zip(targets, matches, strict=True)
-            if len(i)
-        ]
-        loss_mask, loss_dice = self._mask_losses(matched, wanted, num_masks)
-        return {"loss_ce": loss_ce, "loss_mask": loss_mask, "loss_dice": loss_dice}
+        rows = logits.float().flatten(0, 1)
+        loss_ce = F.cross_entropy(rows, classes.flatten(), self.empty_weight, reduction="sum")
+        matched = masks[pairs.image, pairs.query].float()
+        loss_mask, loss_dice = self._mask_losses(matched, targets, pairs)
+        return {
+            "loss_ce": loss_ce / class_weight,
+            "loss_mask": loss_mask / num_masks,
+            "loss_dice": loss_dice / num_masks,
+        }
 
     def _mask_losses(
-        self, masks: Tensor, wanted: list[Tensor], num_masks: float
+        self, masks: Tensor, targets: list[dict[str, Tensor]], pairs: "_Pairs"
     ) -> tuple[Tensor, Tensor]:
-        """BCE and dice of matched ``(T, H, W)`` logits against targets.
-
-        ``wanted`` are the ``(n, h, w)`` targets of each image that has any, T in all.
-        """
+        """Sums of BCE and dice of matched ``(T, H, W)`` logits."""
         if len(masks) == 0:
             return masks.sum(), masks.sum()
         with torch.no_grad():
-            points = get_uncertain_point_coords_with_randomness(
-                masks[:, None],
-                lambda logits: -logits.abs(),
+            points = draw_uncertain_points(
+                masks,
                 self.num_points,
-                self.oversample_ratio,
-                self.importance_sample_ratio,
+                oversample_ratio=self.oversample_ratio,
+                importance_sample_ratio=self.importance_sample_ratio,
             )
-            parts = points.split([len(target) for target in wanted])
-            truth = torch.cat([sample_masks(*pair) for pair in zip(wanted, parts, strict=True)])
+            places = zip(pairs.target.split(pairs.counts), points.split(pairs.counts), strict=True)
+            truth = [
+                sample_masks(target["masks"][index], part).to(masks)
+                for target, (index, part) in zip(targets, places, strict=True)
+                if len(index)
+            ]
+            truth = torch.cat(truth)
         logits = sample_masks(masks, points)
         bce = F.binary_cross_entropy_with_logits(logits, truth, reduction="none").mean(1)
-        return bce.sum() / num_masks, dice(logits, truth).sum() / num_masks
+        return bce.sum(), dice(logits, truth).sum()
+
+
+@dataclass(frozen=True)
+class _Pairs:
+    """Matched queries and targets of one prediction, image after image.
+
+    Attributes:
+        image, query, target: ``(T,)`` int64 on the device of the targets; the target is counted
+            within its image.
+        label: class of the target, ``(T,)`` int64.
+        counts: how many each image has.
+    """
+
+    image: Tensor
+    query: Tensor
+    target: Tensor
+    label: Tensor
+    counts: list[int]
+
+
+def _pairs(matches: list[list[Match]], targets: list[dict[str, Tensor]]) -> list[_Pairs]:
+    """Matches of each prediction on the device, which is not waited for."""
+    labels = torch.cat([target["labels"].long() for target in targets])
+    first = [0, *itertools.accumulate(len(target["labels"]) for target in targets)]
+    columns = [
+        torch.stack((torch.full_like(query, i), query, target, first[i] + target))
+        for images in matches
+        for i, (query, target) in enumerate(images)
+    ]
+    counts = [len(query) for query, _ in matches[0]]
+    table = torch.cat(columns, dim=1).to(labels.device, non_blocking=True)
+    table = table.unflatten(1, (len(matches), -1))
+    return [
+        _Pairs(image, query, target, labels[place], counts)
+        for image, query, target, place in table.unbind(1)
+    ]

@@ -268,8 +268,15 @@ def test_coco_form_takes_its_classes_from_the_file(tmp_path, picture):
     name = "test_pets"
     register_coco_instances(name, {}, str(listing), str(tmp_path))
     try:
-        check_datasets(make_cfg(name, num_classes=2))
+        cfg = make_cfg(name, num_classes=2)
+        assert "No image of test_pets shows an object to train on" in told(cfg)
+        cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS = False
+        check_datasets(cfg)
         assert "has 2 classes" in told(make_cfg(name, num_classes=80))
+        content = json.loads(listing.read_text())
+        content["annotations"] = [{"id": 1, "image_id": 1, "category_id": 3, "segmentation": [1]}]
+        listing.write_text(json.dumps(content))
+        assert f"cannot be read from {listing} (TypeError: " in told(cfg)
         listing.unlink()
         assert f"{listing} is missing" in told(make_cfg(name, num_classes=2))
     finally:

@@ -115,6 +115,20 @@ def test_names_and_colours_can_be_given(root):
     assert MetadataCatalog.get("small").stuff_classes == ["a", "b", "c", "d", "e"]
 
 
+def test_paths_may_begin_at_the_home_folder(root, monkeypatch):
+    monkeypatch.setenv("HOME", str(root))
+    for kind in KINDS:
+        entry = entry_of(kind, Path("~"))
+        entry |= {"SEGMENTS": "~/panoptic"} if kind == "coco_panoptic" else {}
+        check_datasets(registered(entry))
+
+
+def test_a_colour_in_another_form_is_left_out(root):
+    classes = [{"id": i, "name": name, "color": "#ff0000"} for i, name in ((7, "cat"), (21, "dog"))]
+    registered(entry_of("coco", root, CLASSES=classes))
+    assert MetadataCatalog.get("small").get("thing_colors") is None
+
+
 def test_label_images_of_all_entries_count_the_classes(root, tmp_path):
     for folder in ("images", "labels"):
         (tmp_path / folder / "deep").mkdir(parents=True)
@@ -180,12 +194,16 @@ def test_wrong_entries_are_named(root):
     assert "DATASETS.CUSTOM[0] is 'x'" in told("x")
     assert "unknown key IMAGE; did you mean IMAGES?" in told({**good, "IMAGE": "x"})
     assert "DATASETS.CUSTOM[1].ANNOTATIONS is None" in told(good, {**good, "ANNOTATIONS": None})
+    assert "[0].SEGMENTS is 5; it must be a text" in told({**good, "SEGMENTS": 5})
     assert "KIND is 'voc'; it must be one of coco, coco_pan" in told({**good, "KIND": "voc"})
     assert "NAME is coco_2017_val, a dataset" in told({**good, "NAME": "coco_2017_val"})
     assert "two entries with NAME small" in told(good, good)
     assert "has 2 categories, but CLASSES names 3" in told({**good, "CLASSES": list("abc")})
     assert "each of its 2 classes" in told({**good, "COLORS": [[1, 2, 3]]})
-    assert "lacks an id or a name" in told({**good, "CLASSES": [{"id": 1}]})
+    assert "must have a whole number as id" in told({**good, "CLASSES": [{"id": 1}]})
+    assert "0 to 255, for each" in told({**good, "COLORS": ["red", "blu"]})
+    labels = entry_of("semantic", root, CLASSES=[{"id": 1, "name": "a"}, {"id": 2, "name": "b"}])
+    assert "small have the ids [1, 2]; those of label images are 0, 1, 2" in told(labels)
     assert "CLASSES must be a list of names or" in told({**good, "CLASSES": ["a", {"id": 1}]})
     assert "CLASSES must be a list of names or" in told({**good, "CLASSES": "cat, dog"})
 
@@ -216,6 +234,9 @@ def test_wrong_annotation_files_are_named(root, tmp_path):
     twice = [{"id": 1, "name": "a"}, {"id": 1, "name": "b"}]
     path.write_text(json.dumps({"categories": twice}))
     assert "two categories of one id" in told(entry)
+    for category in ("cat", {"id": "3", "name": "cat"}):
+        path.write_text(json.dumps({"categories": [category]}))
+        assert f"{path}: the category {category!r} must have a whole number" in told(entry)
     assert "whether it isthing" in told(
         {**entry, "KIND": "coco_panoptic", "CLASSES": [{"id": 1, "name": "a"}]}
     )
@@ -253,6 +274,85 @@ def test_annotations_that_do_not_fit_are_named(root, tmp_path):
     path.write_text(json.dumps(content))
     entry = entry_of("coco_panoptic", root, ANNOTATIONS=str(path), SEGMENTS=str(root / "panoptic"))
     assert f"{path} annotates image 99" in check_of(entry)
+
+
+def first(part, **changes):
+    """Change the first entry of a part; None takes a key away."""
+
+    def fault(content):
+        entry = content[part][0]
+        entry.update(changes)
+        for key in [key for key, value in changes.items() if value is None]:
+            del entry[key]
+
+    return fault
+
+
+INSTANCE_FAULTS = [
+    (lambda c: c.pop("annotations"), "{} has no 'annotations'"),
+    (lambda c: c.update(images={}), "{}: 'images' is no list"),
+    (first("images", height=None), "{} has an entry of 'images' without 'height'"),
+    (lambda c: c["images"].append(c["images"][0]), "{} lists image 11 twice"),
+    (first("annotations", id=None), "{} has an entry of 'annotations' without 'id'"),
+    (lambda c: c["annotations"].append(c["annotations"][0]), "{}: annotation 1 is there twice"),
+    (first("annotations", ignore=1), "{}: annotation 1 is to be ignored"),
+    (first("annotations", segmentation=None), "{}: annotation 1 has no segmentation"),
+    (first("annotations", segmentation=[]), "{}: annotation 1 has no segmentation"),
+    (
+        first("annotations", segmentation=[1, 2, 3, 4, 5, 6]),
+        "{}: annotation 1 has a segmentation that is no list of polygons",
+    ),
+    (
+        first("annotations", segmentation={"size": [56, 40], "counts": [2240]}),
+        "{}: annotation 1 has a mask of the size [56, 40], but its image is [40, 56]",
+    ),
+    (
+        first("annotations", segmentation={"size": [40, 56], "counts": [3, 4]}),
+        "{}: annotation 1 has RLE of other than 2240 pixels",
+    ),
+]
+PANOPTIC_FAULTS = [
+    (first("annotations", file_name=None), "{} has an entry of 'annotations' without 'file_name'"),
+    (
+        lambda c: c["annotations"][0]["segments_info"][0].pop("id"),
+        "{} has an entry of 'segments_info' without 'id'",
+    ),
+    (
+        lambda c: c["annotations"][0]["segments_info"].extend(c["annotations"][0]["segments_info"]),
+        "{} lists a segment of first.png twice",
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("kind", "fault", "message"),
+    [("coco", *case) for case in INSTANCE_FAULTS]
+    + [("coco_panoptic", *case) for case in PANOPTIC_FAULTS],
+    ids=[case[1] for case in INSTANCE_FAULTS + PANOPTIC_FAULTS],
+)
+def test_a_damaged_annotation_file_is_named_before_training(kind, fault, message, root, tmp_path):
+    entry = entry_of(kind, root)
+    content = json.loads(Path(entry["ANNOTATIONS"]).read_text())
+    fault(content)
+    path = tmp_path / "annotations.json"
+    path.write_text(json.dumps(content))
+    told = check_of({**entry, "ANNOTATIONS": str(path), **segments_of(kind, root)})
+    assert message.format(path) in told and "\n" not in told
+
+
+def segments_of(kind, root):
+    return {"SEGMENTS": str(root / "panoptic")} if kind == "coco_panoptic" else {}
+
+
+def test_images_without_any_object_to_train_on_are_told(root, tmp_path):
+    content = json.loads((root / "instances.json").read_text())
+    for annotation in content["annotations"]:
+        annotation["iscrowd"] = 1
+    path = tmp_path / "instances.json"
+    path.write_text(json.dumps(content))
+    entry = entry_of("coco", root, ANNOTATIONS=str(path))
+    assert "No image of small shows an object to train on" in check_of(entry)
+    check_datasets(registered(entry, train=(), test=("small",)), splits=("TEST",))
 
 
 def test_label_images_without_labels_are_told(tmp_path):

@@ -3,6 +3,7 @@
 import copy
 import pickle
 import random
+import re
 
 import numpy as np
 import pytest
@@ -15,7 +16,6 @@ from PIL import Image
 from pycocotools import mask as mask_util
 
 from aff_seg import add_aff_config
-from aff_seg.data import labels
 from aff_seg.data.mappers import MAPPERS, EvaluationMapper, build_train_mapper
 from aff_seg.data.shapes import write_dataset
 from aff_seg.errors import UserError
@@ -367,6 +367,17 @@ def test_evaluation_names_a_picture_that_cannot_be_read(tmp_path, load_config):
         mapper({"file_name": str(path)})
 
 
+@pytest.mark.parametrize("kind", [np.uint16, np.float32])
+def test_a_picture_of_more_than_8_bits_is_named(kind, record, tmp_path, load_config):
+    path = tmp_path / "deep.tif"
+    Image.fromarray(np.full(SIZE, 300, dtype=kind)).save(path)
+    message = rf"{path} cannot be read.* pixels of more than 8 bits"
+    evaluate = EvaluationMapper(load_config("cityscapes/panoptic/aff_mini"), is_train=False)
+    with pytest.raises(UserError, match=message):
+        evaluate({"file_name": str(path)})
+    assert re.match(message, fail("panoptic", {**record, "file_name": str(path)}))
+
+
 # Large-scale jitter
 
 
@@ -454,24 +465,58 @@ def test_the_thinnest_images_load(size, tmp_path):
     assert min(build_train_mapper(cfg)(record)["image"].shape) >= 1
 
 
-@pytest.mark.parametrize("task", ["panoptic", "instance"])
-def test_labels_are_read_and_drawn_once(task, colour_record, monkeypatch):
-    calls = []
-    for name in ("read_picture", "polygons_to_bitmask", "rgb2id"):
-        function = getattr(labels, name)
-
-        def count(*args, function=function, name=name):
-            calls.append(name)
-            return function(*args)
-
-        monkeypatch.setattr(labels, name, count)
-    colour_record["annotations"] = [
-        {"category_id": 1, "segmentation": [[20, 10, 70, 10, 70, 50, 20, 50]]},
-        {"category_id": 2, "segmentation": [[0, 0, 9, 0, 9, 9], [20, 20, 29, 20, 29, 29]]},
+@pytest.mark.parametrize("by_category", [False, True])
+@pytest.mark.parametrize("name", MAPPERS)
+def test_files_are_decoded_and_objects_drawn_once(
+    name, by_category, colour_record, tmp_path, monkeypatch
+):
+    semantic = tmp_path / "labels.png"
+    Image.fromarray((colour_record_ids() > 0).astype(np.uint8)).save(semantic)
+    picture = tmp_path / "picture.png"
+    Image.new("RGB", SIZE[::-1]).save(picture)
+    rle = mask_util.encode(np.asfortranarray(rectangle(10, 20, 50, 70)))
+    objects = [
+        ([[20, 10, 70, 10, 70, 50, 20, 50]], 0),
+        ([[0, 0, 9, 0, 9, 9], [20, 20, 29, 20, 29, 29]], 0),
+        (rle, 0),
+        (rle, 1),
     ]
-    jitter(task)(colour_record)
-    expected = {"panoptic": ["read_picture", "rgb2id"], "instance": ["polygons_to_bitmask"] * 2}
-    assert calls == expected[task]
+    annotations = [{"category_id": 1, "segmentation": s, "iscrowd": c} for s, c in objects]
+    panoptic = colour_record["pan_seg_file_name"]
+    record = {
+        **colour_record,
+        "file_name": str(picture),
+        "sem_seg_file_name": str(semantic),
+        "annotations": annotations,
+    }
+    cfg = make_cfg("semantic", CROP__ENABLED=True, CROP__TYPE="absolute", CROP__SIZE=(32, 32))
+    cfg.INPUT.CROP.SINGLE_CATEGORY_MAX_AREA = 0.9 if by_category else 1.0
+    cfg.INPUT.DATASET_MAPPER_NAME, cfg.INPUT.IMAGE_SIZE = name, 64
+    mapper = build_train_mapper(cfg)
+    opened, calls = [], []
+
+    def counting(function, note):
+        def call(first, *rest):
+            note(first)
+            return function(first, *rest)
+
+        return call
+
+    monkeypatch.setattr(Image, "open", counting(Image.open, lambda file: opened.append(file.name)))
+    for function in ("frPyObjects", "decode"):
+        counted = counting(
+            getattr(mask_util, function), lambda _, name=function: calls.append(name)
+        )
+        monkeypatch.setattr(mask_util, function, counted)
+    seed(0)
+    assert len(mapper(record)["instances"]) > 0
+    if "instance" in name:
+        assert opened == [str(picture)]
+        # Two objects of polygons and one of RLE; not the crowd.
+        assert sorted(calls) == ["decode"] * 3 + ["frPyObjects"] * 2
+    else:
+        assert opened == [str(picture), str(semantic) if "semantic" in name else panoptic]
+        assert calls == []
 
 
 def test_polygons_of_two_points_are_left_out(record):
@@ -497,3 +542,21 @@ def test_bilevel_and_deep_label_images_load(record, tmp_path):
     Image.fromarray(halves.astype(np.float32)).save(tmp_path / "labels.tif")
     record["sem_seg_file_name"] = str(tmp_path / "labels.tif")
     assert "float32 values; labels are whole numbers" in fail("semantic", record)
+    for value in (-1, 65536):
+        Image.fromarray(np.full(SIZE, value, dtype=np.int32)).save(tmp_path / "labels.tif")
+        assert f"labels.tif holds the value {value}" in fail("semantic", record)
+
+
+@pytest.mark.parametrize(
+    "segmentation",
+    [
+        [["a", 0, 5, 0, 5, 5]],
+        [[0, 0, 5, 0, 5]],
+        {"size": list(SIZE), "counts": "@@"},
+        {"size": [1]},
+    ],
+)
+def test_a_mask_that_cannot_be_read_is_named(segmentation, record):
+    record["annotations"] = [{"category_id": 2, "segmentation": segmentation}]
+    told = fail("instance", record)
+    assert f"A mask of {record['file_name']} is no polygons and no RLE" in told

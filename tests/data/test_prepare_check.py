@@ -210,6 +210,16 @@ CASES = {
             edit(lambda c: c["annotations"][0].pop("segments_info")),
             "{} has an entry of 'annotations' without 'segments_info'",
         ),
+        (
+            ADE + "ade20k_panoptic_train.json",
+            edit(lambda c: segments(c)[0].pop("category_id")),
+            "{} has an entry of 'segments_info' without 'category_id'",
+        ),
+        (
+            ADE + "ade20k_panoptic_train.json",
+            edit(lambda c: c["annotations"].pop(0)),
+            "{} does not list image ADE_train_00000001",
+        ),
     ],
     "coco": [
         ("coco/train2017/000000000002.jpg", delete, "{} is missing"),
@@ -248,7 +258,17 @@ CASES = {
         (
             "coco/annotations/instances_train2017.json",
             edit(lambda c: c["annotations"][0].update(segmentation=[[1, 2, 3, 4]])),
-            "has a polygon of fewer than three points",
+            "{}: annotation 2006 has no polygon of three points",
+        ),
+        (
+            "coco/annotations/instances_train2017.json",
+            edit(lambda c: c["annotations"][0].update(segmentation=[1, 2, 3, 4, 5, 6])),
+            "{}: annotation 2006 has a mask that is no list of polygons",
+        ),
+        (
+            "coco/annotations/instances_train2017.json",
+            edit(lambda c: c.update(images=[7])),
+            "{} has an entry of 'images' without 'id'",
         ),
         (
             "coco/annotations/instances_train2017.json",
@@ -376,6 +396,21 @@ def test_nothing_is_told_where_all_is_in_order(layout, root, capsys):
     told = capsys.readouterr()
     assert "is in order: 2 train pictures (" in told.out and ", 2 val pictures (" in told.out
     assert str(root) not in told.err
+
+
+def test_a_lost_listing_is_told_once(root, capsys):
+    (root / "ADEChallengeData2016" / "ade20k_panoptic_train.json").unlink()
+    assert check("ade20k", root) == 1
+    lines = [line for line in capsys.readouterr().err.splitlines() if str(root) in line]
+    assert len(lines) == 1 and "ade20k_panoptic_train.json is missing" in lines[0]
+
+
+def test_polygons_that_training_leaves_out_beside_others_are_in_order(root):
+    path = root / "coco" / "annotations" / "instances_train2017.json"
+    edit(lambda c: c["annotations"][0].update(segmentation=[[1, 2, 3, 4], [0, 0, 5, 0, 5, 5]]))(
+        path
+    )
+    assert check("coco", root) == 0
 
 
 def test_several_processes_tell_the_same(root, capsys):

@@ -15,7 +15,7 @@ from panopticapi.utils import rgb2id
 from PIL import Image
 
 from aff_seg.data.ade20k import THINGS
-from aff_seg.data.preparation import processes
+from aff_seg.data.preparation import files, processes
 from aff_seg.data.preparation.ade20k import ADE20K
 from aff_seg.data.preparation.cityscapes import CITYSCAPES
 from aff_seg.data.preparation.coco import COCO
@@ -198,11 +198,30 @@ def test_a_folder_that_cannot_be_written_is_told(tmp_path, monkeypatch):
         prepare("coco", tmp_path, "--workers", 1)
 
 
+def test_the_root_may_begin_at_the_home_folder(tmp_path, monkeypatch):
+    draw(tmp_path, "coco")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("DETECTRON2_DATASETS", "~")
+    assert main(COCO, "", ["--workers", "1"]) == 0
+
+
+def test_a_file_that_cannot_be_written_is_told_and_not_its_source(tmp_path, monkeypatch, capsys):
+    draw(tmp_path, "coco")
+
+    def refuse(path):
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr(files, "atomic_open", refuse)
+    assert prepare("coco", tmp_path, "--workers", 1, "--splits", "val") == 1
+    made = tmp_path / "coco" / "panoptic_semseg_val2017" / "000001000001.png"
+    assert f"\nCannot write {made} (No space left on device); free" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        (["--workers", "0"], "0 is less than 1"),
-        (["--workers", "two"], "invalid _positive value: 'two'"),
+        (["--workers", "0"], "'0' is no whole number from 1"),
+        (["--workers", "two"], "'two' is no whole number from 1"),
         (["--tasks", "depth"], "invalid choice: 'depth'"),
         (["--splits", "test"], "invalid choice: 'test'"),
     ],

@@ -3,6 +3,7 @@
 import logging
 import os
 import pickle
+import resource
 import subprocess
 import sys
 import textwrap
@@ -300,6 +301,20 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
         raise OSError("disk full")
     assert path.read_bytes() == b"old"
     assert os.listdir(tmp_path) == ["model_final.pth"]
+
+
+def test_no_room_for_a_checkpoint_is_one_sentence(tmp_path):
+    trained(tmp_path)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    net = nn.Linear(1000, 100)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+    try:
+        with pytest.raises(UserError, match="File too large; make room and go on") as caught:
+            Checkpointer(net, str(tmp_path)).save("model_0000002")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert f"Cannot write checkpoint {tmp_path}/model_0000002.pth: " in str(caught.value)
+    assert sorted(os.listdir(tmp_path)) == ["last_checkpoint", "model_0000001.pth"]
 
 
 def test_kill_in_the_middle_of_a_write_leaves_a_state_to_resume_from(tmp_path):

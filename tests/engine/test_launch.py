@@ -1,10 +1,12 @@
 """Processes that torchrun and srun start."""
 
 import os
+import signal
 import types
 
 import pytest
 import torch
+from torch.multiprocessing import ProcessExitedException
 from train_runs import ROOT, run, start
 
 from aff_seg.data.shapes import write_dataset
@@ -51,6 +53,11 @@ def test_neither_is_recognised_in_a_plain_shell_or_in_the_script_of_a_job():
     assert place_in({k: v for k, v in SRUN.items() if k != "SLURM_STEP_ID"}) is None
 
 
+def test_the_shell_of_salloc_waits_for_no_others():
+    """It is a step, of one task, with the variables of the whole job."""
+    assert place_in({**SRUN, "SLURM_STEP_ID": "4294967290", "SLURM_PROCID": "0"}) is None
+
+
 @pytest.mark.parametrize(
     ("nodes", "first"),
     [
@@ -80,6 +87,47 @@ def test_two_ways_to_start_processes_are_not_mixed(monkeypatch):
     monkeypatch.setattr(os, "environ", {**os.environ, **TORCHRUN})
     with pytest.raises(UserError, match="torchrun has started 8 processes; leave out --num-gpus"):
         launch(print, arguments(num_gpus=2))
+
+
+def test_a_task_of_srun_may_start_the_processes_of_its_machine(monkeypatch):
+    monkeypatch.setattr(os, "environ", {**os.environ, **SRUN})
+    seen = {}
+    monkeypatch.setattr(launching.detectron2.engine, "launch", lambda *_, **how: seen.update(how))
+    launch(print, arguments(num_machines=4, machine_rank=3, dist_url="tcp://gpu03:99"))
+    assert (seen["num_machines"], seen["machine_rank"]) == (4, 3)
+
+
+def test_machines_need_an_address_to_meet_at():
+    with pytest.raises(UserError, match="--num-machines is 2; give all of them one --dist-url"):
+        launch(print, arguments(num_machines=2))
+
+
+@pytest.mark.parametrize(("code", "status"), [(3, 3), (75, 75), (-15, 75), (-12, 75)])
+def test_the_status_of_a_process_is_that_of_the_program(monkeypatch, code, status):
+    fails_with(monkeypatch, code)
+    with pytest.raises(SystemExit) as end:
+        launch(print, arguments(num_gpus=2))
+    assert end.value.code == status
+
+
+def test_a_killed_process_is_told(monkeypatch):
+    fails_with(monkeypatch, -9)
+    with pytest.raises(UserError, match="Process 1 was ended by SIGKILL; has the machine run out"):
+        launch(print, arguments(num_gpus=2))
+
+
+def fails_with(monkeypatch, code):
+    """Have a process that ``launch`` starts end so."""
+
+    def fail(*_, **__):
+        name = signal.Signals(-code).name if code < 0 else None
+        raise ProcessExitedException(
+            "", error_index=1, error_pid=7, exit_code=code, signal_name=name
+        )
+
+    monkeypatch.setattr(launching.detectron2.engine, "launch", fail)
+    monkeypatch.setattr(launching.signal, "signal", lambda *_: None)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
 
 
 def test_a_single_task_runs_as_it_is(monkeypatch):
@@ -138,6 +186,7 @@ def test_two_processes_compute_what_one_does_with_the_same_batch(runs):
     assert losses["torchrun"] == pytest.approx(losses["alone"], rel=1e-4)
 
 
+@pytest.mark.slow
 def test_tasks_of_srun_train_together(runs, tmp_path):
     shapes = runs["shapes"]
     tasks = []

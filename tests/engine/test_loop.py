@@ -128,6 +128,31 @@ def test_a_bad_gradient_is_skipped_too(caplog):
     assert "Iteration 1 is skipped, gradient not finite on a.png" in caplog.text
 
 
+class Normed(Toy):
+    """Its loss is that of the images, behind a batch norm."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.BatchNorm1d(1)
+
+    def forward(self, batch):
+        values = torch.tensor([[image["value"]] for image in batch])
+        return {"loss_ce": (self.weight * self.norm(values) ** 2).sum()}
+
+
+def test_skipped_steps_leave_the_statistics_of_batch_norms_alone():
+    good = [image(1.0), image(3.0)]
+    states = []
+    for batches in ([good] * 2, [good, [image(INF), image(0.0)], good]):
+        model = Normed()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        TrainLoop(model, batches, optimizer, StepOptions(max_skipped=1)).train(0, len(batches))
+        states.append(model.state_dict())
+    assert states[0]["norm.num_batches_tracked"] == 2
+    for name, value in states[0].items():
+        assert torch.equal(value, states[1][name]), name
+
+
 PROCESSES = """
 import argparse, logging, sys
 from pathlib import Path
@@ -180,6 +205,16 @@ def test_gradients_that_overflow_are_left_to_the_scaler(caplog):
     loop.train(0, 2)
     assert model.weight.item() == 1 and loop.grad_scaler.get_scale() == before / 4
     assert loop.skipped == 0 and not caplog.messages
+
+
+def test_gradients_that_no_scale_mends_end_the_training():
+    model = Steep()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    options = StepOptions(precision=torch.float16, max_skipped=2)
+    loop = TrainLoop(model, [[image(1.0)]] * 99, optimizer, options)
+    with pytest.raises(UserError, match="Iteration 19: gradient not finite on a.png; that is more"):
+        loop.train(0, 99)
+    assert model.weight.item() == 1
 
 
 @pytest.fixture

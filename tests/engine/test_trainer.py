@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 
 from aff_seg import add_aff_config
 from aff_seg.cli import plain_errors
-from aff_seg.engine.curves import plot_curves, read_metrics
+from aff_seg.engine.curves import end_last_line, plot_curves, read_metrics
 from aff_seg.engine.hooks import BestKeeper, CurvePlotter, ProgressPrinter
 from aff_seg.engine.trainer import _has_no_user_error, autocast_type, by_dataset
 from aff_seg.errors import UserError
@@ -158,10 +158,19 @@ def test_interruption_is_one_line(capsys):
     assert capsys.readouterr().err == "train_net.py: interrupted\n"
 
 
-def test_a_line_cut_short_and_written_on_does_not_stop_the_curves(tmp_path):
+def test_a_line_cut_short_does_not_spoil_the_next(tmp_path):
     path = tmp_path / "metrics.json"
-    path.write_text('{"iteration": 0, "lr": 1}\n{"iteration": 1, "l{"iteration": 2, "lr": 3}\n')
-    assert read_metrics(str(path)) == {"lr": [(0, 1)]}
+    end_last_line(str(path))
+    for text in (
+        '{"iteration": 0, "lr": 1}\n',
+        '{"iteration": 1, "l',
+        '{"iteration": 2, "lr": 3}\n',
+    ):
+        with open(path, "a") as file:
+            file.write(text)
+        end_last_line(str(path))
+    assert read_metrics(str(path)) == {"lr": [(0, 1), (2, 3)]}
+    assert path.read_text().count("\n") == 3
 
 
 def best_run(folder, scores, *, start=0, metric="PQ"):

@@ -37,6 +37,7 @@ SCENES = {
     "with_things": [(SKY, 0, 0, 128, 30), (ROAD, 0, 30, 128, 64), (CAR, 10, 20, 40, 50)]
     + [(CAR, 60, 20, 90, 50), (PERSON, 100, 20, 115, 50)],
     "only_stuff": [(SKY, 0, 0, 128, 30), (ROAD, 0, 30, 128, 64)],
+    "nothing": [],
 }
 
 
@@ -50,7 +51,7 @@ def paint(scene):
     return ids, segments
 
 
-@pytest.fixture(params=list(SCENES))
+@pytest.fixture(params=["with_things", "only_stuff"])
 def dataset(request, tmp_path):
     """A registered dataset of one image, with everything that evaluation reads."""
     ids, segments = paint(SCENES[request.param])
@@ -95,7 +96,7 @@ def dataset(request, tmp_path):
         stuff_dataset_id_to_contiguous_id=builtin.stuff_dataset_id_to_contiguous_id,
     )
     record = {"file_name": f"{stem}_leftImg8bit.png", "image_id": stem}
-    yield SimpleNamespace(name=name, record=record, ids=ids, segments=segments)
+    yield SimpleNamespace(name=name, record=record, ids=ids, segments=segments, path=truth)
     MetadataCatalog.remove(name)
 
 
@@ -132,7 +133,7 @@ def prediction(ids, segments):
     return {"sem_seg": sem_seg, "panoptic_seg": (panoptic, infos), "instances": instances}
 
 
-@pytest.mark.filterwarnings("ignore:Mean of empty slice")
+@pytest.mark.filterwarnings("error")
 def test_ground_truth_as_prediction_scores_100(dataset, tmp_path):
     results = evaluate(dataset, prediction(dataset.ids, dataset.segments), tmp_path / "out")
     summary = summarize(results)
@@ -148,7 +149,7 @@ def test_ground_truth_as_prediction_scores_100(dataset, tmp_path):
     assert len(saved["annotations"][0]["segments_info"]) == len(dataset.segments)
 
 
-@pytest.mark.filterwarnings("ignore:Mean of empty slice")
+@pytest.mark.filterwarnings("error")
 def test_nothing_found_scores_0_and_does_not_fail(dataset, tmp_path):
     results = evaluate(dataset, prediction(np.zeros(SIZE, int), {}), tmp_path / "out")
     summary = summarize(results)
@@ -156,6 +157,28 @@ def test_nothing_found_scores_0_and_does_not_fail(dataset, tmp_path):
     has_things = any(thing for _, _, thing in dataset.segments.values())
     assert summary["PQ_th"] == 0.0 if has_things else math.isnan(summary["PQ_th"])
     assert summary["AP"] == 0.0 if has_things else math.isnan(summary["AP"])
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("dataset", list(SCENES), indirect=True)
+def test_found_classes_that_do_not_occur(dataset, tmp_path):
+    """A bus and terrain: wrong where anything is labelled, and nothing divides by zero."""
+    ids = dataset.ids.copy()
+    ids[:30, :64], ids[40:, 64:] = 28000, 22
+    found = dict(dataset.segments) | {28000: (28, 15, True), 22: (22, 9, False)}
+    found = {id: segment for id, segment in found.items() if (ids == id).any()}
+    summary = summarize(evaluate(dataset, prediction(ids, found), tmp_path / "out"))
+    occur = {label for label, _, _ in dataset.segments.values()}
+    if not occur:
+        assert all(math.isnan(value) for value in summary.values())
+    elif occur == {7, 23}:
+        # Half of the sky and 22 of 34 rows' worth of road are found; bus and terrain score 0.
+        assert summary["mIoU"] == pytest.approx(100 * (1 / 2 + 22 / 34) / 4)
+        assert summary["PQ"] == pytest.approx(100 * (22 / 34) / 4)
+        assert summary["PQ_st"] == pytest.approx(100 * (22 / 34) / 3)
+        assert summary["PQ_th"] == 0 and math.isnan(summary["AP"])
+    else:
+        assert all(0 < value <= 100 for value in summary.values())
 
 
 @pytest.mark.parametrize("dataset", ["with_things"], indirect=True)
@@ -195,14 +218,17 @@ def test_error_of_the_cityscapes_scripts_is_a_user_error(dataset, evaluator, tmp
 
 
 @pytest.mark.parametrize("dataset", ["with_things"], indirect=True)
-def test_cityscapes_scripts_run_without_a_function_that_numpy_took_away(
-    dataset, tmp_path, monkeypatch
-):
-    monkeypatch.delattr(np, "in1d", raising=False)
-    for script in (cityscapes.scripts, cityscapes.pixel_scripts):
-        monkeypatch.setattr(script, "np", np)
-    summary = summarize(evaluate(dataset, prediction(dataset.ids, dataset.segments), tmp_path))
-    assert summary["AP"] == summary["mIoU"] == pytest.approx(100)
+def test_predictions_that_are_all_ignored_score_0(dataset, tmp_path):
+    """Cars where nothing is labelled and bicycles where there are none, but no car where one is."""
+    ids, bicycle = np.zeros(SIZE, int), (33, 18, True)
+    ids[:, 120:], ids[:20, :40] = 26009, 33000
+    labelled = dataset.path / "aachen" / "aachen_000000_000019_gtFine_instanceIds.png"
+    truth = dataset.ids.copy()
+    truth[:, 120:] = 0
+    Image.fromarray(truth.astype(np.uint16)).save(labelled)
+    found = prediction(ids, {26009: CAR, 33000: bicycle})
+    results = evaluate(dataset, found, tmp_path / "out")
+    assert results["segm"] == {"AP": 0.0, "AP50": 0.0}
 
 
 def test_progress_tells_the_time_left(caplog):
@@ -296,10 +322,10 @@ def test_evaluators_are_checked_before_any_work(load_config):
 
 def test_the_best_metric_is_checked_before_training(load_config):
     cfg = load_config("ade20k/semantic/aff_mini")
-    for known in ("mIoU", "sem_seg/fwIoU", ""):
+    for known in ("mIoU", "sem_seg/fwIoU", "sem_seg/IoU-wall", ""):
         cfg.TEST.BEST_METRIC = known
         check_best_metric(cfg)
-    for unknown in ("PQ", "segm/AP", "miou"):
+    for unknown in ("PQ", "segm/AP", "miou", "sem_seg/PQ", "sem_seg/", "sem_seg/IoU"):
         cfg.TEST.BEST_METRIC = unknown
         with pytest.raises(UserError, match=f"BEST_METRIC is '{unknown}', but ade20k.* by mIoU; "):
             check_best_metric(cfg)

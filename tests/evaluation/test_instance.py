@@ -75,3 +75,16 @@ def test_nothing_found_scores_0_where_there_is_something(score):
 def test_an_annotation_without_a_mask_is_named(score):
     with pytest.raises(UserError, match=r"truth\.json: annotation 1 has no segmentation"):
         score([annotation(segmentation=[])], [5], {7: 5})
+
+
+def test_polygons_of_two_points_are_left_out_as_in_training(score):
+    truth = [
+        annotation(segmentation=[[1, 2, 3, 4], *BOX]),
+        annotation(id=2, category_id=30, segmentation=[[1, 2, 3, 4]]),
+    ]
+    for entry in (truth, [annotation(bbox=[], segmentation=[[1, 2, 3, 4], *BOX])]):
+        assert score(entry, [0], {7: 0, 30: 1})["AP"] == pytest.approx(100)
+
+
+def test_annotations_may_count_from_0(score):
+    assert score([annotation(id=0)], [0], {7: 0, 30: 1})["AP"] == pytest.approx(100)

@@ -89,16 +89,20 @@ class Helper:
 
     After a failure another one takes its place: neither a device's memory nor its error state nor a
     capture left half done can be trusted then.
+
+    Args:
+        alone: no job starts processes.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, alone: bool = True) -> None:
+        self._alone = alone
         self._child: Child | None = None
 
     def __call__(self, job: Job, left: float) -> Iterator[Row]:
         end = time.perf_counter() + min(left, job.limit)
         try:
             if self._child is None:
-                self._child = Child(_serve)
+                self._child = Child(_serve, alone=self._alone)
             self._child.send((job.make, job.arguments))
             failed = False
             while (row := self._child.receive(max(0.0, end - time.perf_counter()))) is not None:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from bench import operators, parts, scaling
+from bench import loading, operators, parts, scaling, set_losses, steps
 from bench.jobs import LIMIT, Job
 from bench.models import TRAINING_STEP, WHOLE
 from bench.rows import BFLOAT16, FLOAT32, OURS, Row, text
@@ -13,6 +13,10 @@ Size = tuple[int, int]
 FLEX_LIMIT = 90.0
 # Of a job whose rows have one type or the other.
 EVERY_TYPE = "all"
+# Passes over a drawn dataset, (h, w) and points of the targets of losses, seconds for a step.
+LOADING_ROUNDS = 5
+LOSS_SIZE, LOSS_QUICK_SIZE, LOSS_POINTS = (512, 512), (64, 64), 12544
+STEP_LIMIT = 400.0
 
 
 @dataclass(frozen=True)
@@ -74,6 +78,32 @@ def on_gpu(extent: Extent) -> list[Job]:
     if extent.with_flex:
         jobs += [_flex(extent, size, FLOAT32) for size in (largest, *smaller)]
     return [*jobs, _scaling(extent)]
+
+
+def on_data(quick: bool) -> list[Job]:
+    """The training mapper of every recipe."""
+    jobs = []
+    for task in loading.QUICK_TASKS if quick else loading.TASKS:
+        arguments = {"task": task, "quick": quick, "rounds": 1 if quick else LOADING_ROUNDS}
+        jobs.append(Job(loading.loading_rows, loading.SECTION, task, arguments=arguments))
+    return jobs
+
+
+def on_step(variants: Sequence[str], images: int, quick: bool, runs: int) -> list[Job]:
+    """Criterion and matcher, then the parts of a training step."""
+    size, points = (LOSS_QUICK_SIZE, 64) if quick else (LOSS_SIZE, LOSS_POINTS)
+    what = set_losses.what(images)
+    losses = {"images": images, "size": size, "points": points, "runs": runs}
+    jobs = [
+        Job(set_losses.loss_rows, set_losses.SECTION, what, text(size), arguments=losses),
+    ]
+    for variant in variants:
+        arguments = {"variant": variant, "images": images, "quick": quick, "runs": runs}
+        what = parts.part_name(variant, steps.TASK)
+        jobs.append(
+            Job(steps.step_rows, steps.SECTION, what, arguments=arguments, limit=STEP_LIMIT)
+        )
+    return jobs
 
 
 def _operators(extent: Extent, size: Size, dtype: str) -> Job:

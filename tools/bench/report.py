@@ -22,6 +22,11 @@ semantic, panoptic and instance results; against transformers, panoptic results 
 model {SURE_QUERIES} queries are made sure of a class, or there would be nothing to post-process.
 bfloat16: operators with all features in it, models under autocast; float32: as torch computes it by
 default. Training step: forward, losses of {SURE_QUERIES} objects, backward, optimizer."""
+TRAINING_LEGEND = """\
+Data loading: means over drawn images of the size of the dataset's, augmented by its recipe; a stage
+leaves out those inside of it. One worker process: as training gets images, with the way from
+process to process. Step and losses: ms, median of runs; peak MiB as above what the process (on a
+GPU, its allocator) held before the call. The parts of a step are waited for one by one."""
 
 
 class Report:
@@ -32,6 +37,7 @@ class Report:
         limits: of the machine.
         judge: from rows and the exponent of the curve to the targets.
         output: the JSON file; the table is beside it.
+        legend: what the columns mean.
     """
 
     def __init__(
@@ -40,10 +46,12 @@ class Report:
         limits: dict[str, float],
         judge: Callable[[list[Row], float | None], list[Target]],
         output: Path,
+        legend: str = LEGEND,
     ):
         self.rows: list[Row] = []
         self.exponent: float | None = None
         self.output = output
+        self._legend = legend
         self._head, self._limits, self._judge = head, limits, judge
         self._started = time.perf_counter()
         output.parent.mkdir(parents=True, exist_ok=True)
@@ -64,7 +72,7 @@ class Report:
     def results(self) -> str:
         """The table of rows and that of targets."""
         reached = target_table(self._judge(self.rows, self.exponent))
-        return f"{table(self.rows)}\n\n{LEGEND}\n\n{reached}\n"
+        return f"{table(self.rows)}\n\n{self._legend}\n\n{reached}\n"
 
     def add(self, row: Row) -> None:
         """Take a row and write everything."""

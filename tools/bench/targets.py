@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from tabulate import tabulate
 
-from bench import operators, parts
+from bench import operators, parts, set_losses
 from bench.models import FORWARD_BACKWARD
 from bench.rows import BFLOAT16, FLOAT32, OURS, REFERENCE, Row, find
 
@@ -99,6 +99,16 @@ def gpu_targets(limits: dict[str, float], rows: list[Row], _exponent: float | No
             row = find(rows, parts.COMPARISON, part, LARGE, parts.THEIRS, dtype)
             label = f"AFF-Tiny against {parts.THEIRS}, {part}, {LARGE}, {dtype}: time"
             found.append(Target(label, 0.7, False, 1 / row.ratio if row and row.ratio else None))
+    return found
+
+
+def training_targets(rows: list[Row], _exponent: float | None) -> list[Target]:
+    """All targets of what training does beside the model."""
+    found = []
+    for row in rows:
+        if row.section == set_losses.SECTION and row.way == set_losses.PLAIN:
+            label = f"criterion and matcher, {row.what}, {row.size}, against {row.way}: speed"
+            found.append(Target(label, 1.5, True, row.ratio))
     return found
 
 

@@ -23,12 +23,14 @@ class Child:
     Args:
         target: module-level function that serves the other end of the pipe.
         arguments: of ``target``, after the connection.
+        alone: it starts no processes itself, and ends with this one whatever happens.
     """
 
-    def __init__(self, target: Callable[..., None], *arguments: object):
+    def __init__(self, target: Callable[..., None], *arguments: object, alone: bool = True):
         context = multiprocessing.get_context("spawn")
         self._connection, theirs = context.Pipe()
-        self._process = context.Process(target=target, args=(theirs, *arguments), daemon=True)
+        arguments = (theirs, *arguments)
+        self._process = context.Process(target=target, args=arguments, daemon=alone)
         self._process.start()
         theirs.close()
 

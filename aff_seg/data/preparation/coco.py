@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
 
+from aff_seg.data.loaders import whole_polygons
 from aff_seg.data.preparation.files import (
     check_picture,
     list_files,
@@ -116,10 +117,12 @@ def _segmentation_fault(segmentation: list | dict | None, image: dict) -> str | 
         size = [image.get("height"), image.get("width")]
         if image and segmentation.get("size") != size:
             return f"has a mask of size {segmentation.get('size')}, but its image is {size}"
-    elif not segmentation:
+    elif not isinstance(segmentation, list) or not segmentation:
         return "has no mask"
-    elif not all(len(polygon) >= 6 and len(polygon) % 2 == 0 for polygon in segmentation):
-        return "has a polygon of fewer than three points"
+    elif not all(isinstance(polygon, list) for polygon in segmentation):
+        return "has a mask that is no list of polygons"
+    elif not whole_polygons(segmentation):
+        return "has no polygon of three points"
     return None
 
 

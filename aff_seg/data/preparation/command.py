@@ -55,7 +55,7 @@ def _parse(dataset: Dataset, description: str, argv: Sequence[str] | None) -> ar
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    root = os.getenv("DETECTRON2_DATASETS", "datasets")
+    root = os.path.expanduser(os.getenv("DETECTRON2_DATASETS", "datasets"))
     splits = tuple(dataset.published)
     parser.add_argument(
         "--root",
@@ -86,10 +86,9 @@ def _parse(dataset: Dataset, description: str, argv: Sequence[str] | None) -> ar
 
 
 def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{number} is less than 1")
-    return number
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1")
+    return int(text)
 
 
 def _prepare(dataset: Dataset, folder: Path, args: argparse.Namespace) -> int:

@@ -1,8 +1,10 @@
 """Reading and writing the files of a dataset; what cannot be read is named."""
 
+import contextlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from PIL import Image
@@ -86,9 +88,22 @@ def require_size(path: Path, found: tuple[int, ...], picture: Path) -> None:
         )
 
 
+@contextlib.contextmanager
+def _write(path: Path) -> Iterator[IO[bytes]]:
+    """A file that appears whole or not at all."""
+    try:
+        with atomic_open(str(path)) as file:
+            yield file
+    except OSError as error:
+        raise UserError(
+            f"Cannot write {path} ({error.strerror}); free some space there or correct its "
+            "permissions."
+        ) from error
+
+
 def write_png(path: Path, pixels: np.ndarray) -> None:
     """Write uint8 (H, W) or (H, W, 3) pixels, whole or not at all."""
-    with atomic_open(str(path)) as file:
+    with _write(path) as file:
         Image.fromarray(pixels).save(file, format="PNG")
 
 
@@ -104,5 +119,5 @@ def read_json(path: Path) -> Any:
 
 def write_json(path: Path, content: Any) -> None:
     """Write a JSON file, whole or not at all."""
-    with atomic_open(str(path)) as file:
+    with _write(path) as file:
         file.write(json.dumps(content, sort_keys=True).encode())

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from aff_seg.data.loaders import entries
 from aff_seg.data.preparation.files import read_json, write_json
 from aff_seg.errors import UserError
 
@@ -32,32 +33,31 @@ class Listing:
     def read(self) -> dict:
         """The file's content."""
         content = read_json(self.path)
-        keys = ("images", "annotations", "categories")
-        if not isinstance(content, dict) or not all(
-            isinstance(content.get(key), list) for key in keys
-        ):
-            raise UserError(f"{self.path} lacks one of the lists {', '.join(keys)}.")
         wanted = {
             "images": ("id", "file_name"),
             "annotations": ("image_id",) if self.numbered else ("image_id", *_PANOPTIC_KEYS),
             "categories": ("id", "name"),
         }
+        if not isinstance(content, dict) or not wanted.keys() <= content.keys():
+            raise UserError(f"{self.path} lacks one of the lists {', '.join(wanted)}.")
         for part, keys in wanted.items():
-            for entry in content[part]:
-                missing = [key for key in keys if key not in entry]
-                if missing:
-                    raise UserError(f"{self.path} has an entry of {part!r} without {missing[0]!r}.")
+            entries(content, part, self.path, *keys)
+        if not self.numbered:
+            for annotation in content["annotations"]:
+                entries(annotation, "segments_info", self.path, "id", "category_id")
         return content
 
     def records(self, content: dict) -> dict[str | int, Record]:
-        """The record of each image, by its id."""
+        """The record of each image, by its id; without images that lack a panoptic annotation."""
         records = {image["id"]: {"image": image, "annotations": []} for image in content["images"]}
         for entry in content["annotations"]:
             if entry["image_id"] in records:
                 if self.numbered:
                     entry = {key: value for key, value in entry.items() if key != "id"}
                 records[entry["image_id"]]["annotations"].append(entry)
-        return records
+        return {
+            i: record for i, record in records.items() if self.numbered or record["annotations"]
+        }
 
     def write(self, records: Iterable[Record]) -> None:
         """Write the records in the order given."""

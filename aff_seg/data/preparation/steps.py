@@ -41,7 +41,8 @@ class Step:
     Attributes:
         title: tells it from others.
         jobs: its images.
-        check: (job, record made before or None) -> one sentence for each fault.
+        check: (job, its record in the listing, None where there is none) -> one sentence for each
+            fault.
         make: writes the outputs of a job, and returns its record if there is a listing; None
             where files are only checked.
         listing: the JSON file that is made of the records.
@@ -140,9 +141,12 @@ def check(step: Step, *, workers: int, progress: bool = True) -> Iterator[str]:
             yield from step.listing.faults(content)
             records = step.listing.records(content)
             names = {job.name for job in step.jobs}
-            for name in records:
+            for name in dict.fromkeys(image["id"] for image in content["images"]):
                 if name not in names:
                     yield f"{step.listing.path} lists image {name}, of which there is no picture."
+            for job in step.jobs:
+                if job.name not in records:
+                    yield f"{step.listing.path} does not list image {job.name}."
     pairs = [_Pair(job, records.get(job.name)) for job in step.jobs]
     work = partial(_check_pair, step.check)
     title = f"check {step.title}"
