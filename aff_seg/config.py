@@ -10,6 +10,7 @@ def add_aff_config(cfg: CN) -> None:
     Symbols in the comments are those of the paper (arXiv 2304.12406).
     """
     _add_backbone(cfg)
+    _add_swin(cfg)
     _add_head(cfg)
     _add_solver(cfg)
     _add_input(cfg)
@@ -51,12 +52,22 @@ def _add_backbone(cfg: CN) -> None:
     # Keep no activations of the blocks for the backward pass but compute them again: less
     # memory, more time, the same gradients.
     aff.CHECKPOINT_BLOCKS = False
-    # Levels handed to the head.
+    # Levels handed to the head; with an FPN, MODEL.FPN.IN_FEATURES counts.
     aff.OUT_FEATURES = ["res2", "res3", "res4", "res5"]
     # Exponent of inverse-distance interpolation in the pixel decoder, on distances, and
     # whether each layer learns its own.
     aff.SHEPARD_POWER = 6.0
     aff.SHEPARD_POWER_LEARNABLE = True
+
+
+def _add_swin(cfg: CN) -> None:
+    # Sizes of Swin Transformers, for the backbone build_swin_backbone; by default Swin-Tiny.
+    swin = cfg.MODEL.SWIN = CN()
+    swin.EMBED_DIM = 96
+    swin.DEPTHS = [2, 2, 6, 2]
+    swin.NUM_HEADS = [3, 6, 12, 24]
+    swin.WINDOW_SIZE = 7
+    swin.DROP_PATH_RATE = 0.3
 
 
 def _add_head(cfg: CN) -> None:
