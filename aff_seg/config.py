@@ -2,6 +2,8 @@
 
 from detectron2.config import CfgNode as CN
 
+from aff_seg import config_files  # noqa: F401  configs may name those of Detectron2 as bases
+
 
 def add_aff_config(cfg: CN) -> None:
     """Add the keys of AutoFocusFormer and of its head to ``cfg``, in place.
@@ -16,8 +18,8 @@ def add_aff_config(cfg: CN) -> None:
     _add_input(cfg)
     _add_datasets(cfg)
     # Keep the weights that score best on the first of DATASETS.TEST as model_best.pth: PQ, SQ, RQ,
-    # PQ_th, PQ_st, AP, AP50 or mIoU, or any task/metric of results.json, such as segm/APs.
-    # Empty: none.
+    # PQ_th, PQ_st, AP, AP50, mIoU, for detectors without masks AP_box or AP50_box, or any
+    # task/metric of results.json, such as segm/APs. Empty: none.
     cfg.TEST.BEST_METRIC = ""
     # Two runs on the same machine give the same bits. SEED becomes 0 where it is not set.
     # Some operators are slower so on a GPU.
@@ -136,7 +138,7 @@ def _add_solver(cfg: CN) -> None:
 
 def _add_input(cfg: CN) -> None:
     inp = cfg.INPUT
-    # Training mapper, one of aff_seg.data.MAPPERS.
+    # Training mapper, one of aff_seg.data.MAPPERS. Detectron2's architectures have their own.
     inp.DATASET_MAPPER_NAME = "mask_former_panoptic"
     # Photometric augmentation of SSD.
     inp.COLOR_AUG_SSD = False
@@ -152,8 +154,9 @@ def _add_input(cfg: CN) -> None:
 
 def _add_datasets(cfg: CN) -> None:
     # Datasets of your own: a list of entries, whose names DATASETS.TRAIN and DATASETS.TEST may
-    # then hold. Classes, evaluator and MODEL.SEM_SEG_HEAD.NUM_CLASSES are derived from them. Paths
-    # are absolute or seen from the current folder.
+    # then hold. Classes, evaluator and MODEL.SEM_SEG_HEAD.NUM_CLASSES (for Detectron2's detectors,
+    # those of ROI_HEADS or RETINANET) are derived from them. Paths are absolute or seen from the
+    # current folder.
     #
     #   DATASETS:
     #     CUSTOM:

@@ -6,13 +6,16 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from typing import Any
+from urllib.parse import urljoin
 
 import torch
 import yaml
 from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY, SEM_SEG_HEADS_REGISTRY
+from detectron2.utils.file_io import PathManager
 
 from aff_seg.config import add_aff_config
+from aff_seg.config_files import DETECTRON2_CONFIGS
 from aff_seg.data import register_custom
 from aff_seg.errors import UserError
 from aff_seg.head import TRANSFORMER_DECODER_REGISTRY
@@ -42,7 +45,8 @@ def load_cfg(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
     Datasets of ``DATASETS.CUSTOM`` are registered.
 
     Args:
-        config_file: path of a yaml file; its ``_BASE_`` files are merged first.
+        config_file: path of a yaml file; its ``_BASE_`` files are merged first. They may be those
+            of the installed Detectron2, see :class:`aff_seg.config_files.Detectron2Configs`.
         opts: ``[KEY, VALUE, KEY, VALUE, ...]``, merged last.
 
     Returns:
@@ -152,9 +156,9 @@ def _inherited(path: str, heirs: tuple[str, ...] = ()) -> Iterator[tuple[str, di
     """Yield every file that ``path`` builds on, bases first, with the settings it holds."""
     if path in heirs:
         raise UserError(f"{path} inherits itself through {BASE_KEY}.")
-    if not os.path.isfile(path):
+    if not PathManager.isfile(path):
         raise UserError(f"{heirs[-1]}: its {BASE_KEY} file {path} does not exist.")
-    with open(path, encoding="utf-8") as file:
+    with PathManager.open(path, encoding="utf-8") as file:
         try:
             settings = yaml.safe_load(file)
         except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -164,9 +168,17 @@ def _inherited(path: str, heirs: tuple[str, ...] = ()) -> Iterator[tuple[str, di
         raise UserError(f"{path} must hold KEY: VALUE settings, but holds {settings!r:.80}.")
     bases = settings.pop(BASE_KEY, [])
     for base in [bases] if isinstance(bases, str) else bases:
-        base = os.path.join(os.path.dirname(path), os.path.expanduser(base))
-        yield from _inherited(os.path.normpath(base), (*heirs, path))
+        yield from _inherited(_base_path(path, base), (*heirs, path))
     yield path, settings
+
+
+def _base_path(heir: str, base: str) -> str:
+    """Where a file finds what its ``_BASE_`` names."""
+    if base.startswith(DETECTRON2_CONFIGS):
+        return base
+    if heir.startswith(DETECTRON2_CONFIGS):
+        return urljoin(heir, base)
+    return os.path.normpath(os.path.join(os.path.dirname(heir), os.path.expanduser(base)))
 
 
 def _leaves(node: dict, prefix: str = "") -> Iterator[tuple[str, Any]]:

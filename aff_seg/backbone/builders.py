@@ -7,6 +7,7 @@ from detectron2.modeling.backbone.fpn import LastLevelMaxPool, LastLevelP6P7
 from torch import Tensor, nn
 
 from aff_seg.backbone.aff import AutoFocusFormer
+from aff_seg.backbone.attention import DropPath
 from aff_seg.backbone.grid import to_grid
 
 
@@ -59,14 +60,19 @@ def build_aff_retinanet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FP
 def build_swin_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> SwinTransformer:
     """Detectron2's Swin Transformer with the sizes of ``MODEL.SWIN``; its levels are p0 to p3."""
     swin = cfg.MODEL.SWIN
-    return SwinTransformer(
+    backbone = SwinTransformer(
         in_chans=input_shape.channels,
         embed_dim=swin.EMBED_DIM,
         depths=swin.DEPTHS,
         num_heads=swin.NUM_HEADS,
         window_size=swin.WINDOW_SIZE,
-        drop_path_rate=swin.DROP_PATH_RATE,
+        # Its own stochastic depth would need the package timm.
+        drop_path_rate=0.0,
     )
+    blocks = [block for layer in backbone.layers for block in layer.blocks]
+    for i, block in enumerate(blocks):
+        block.drop_path = DropPath(swin.DROP_PATH_RATE * i / max(1, len(blocks) - 1))
+    return backbone
 
 
 def _bottom_up(cfg: CfgNode, input_shape: ShapeSpec) -> AutoFocusFormerGrid:

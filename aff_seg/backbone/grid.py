@@ -78,8 +78,8 @@ def levels_by_stride(shapes: Mapping[str, ShapeSpec]) -> dict[str, ShapeSpec]:
     for level, shape in shapes.items():
         if not _is_stride(shape.stride):
             raise UserError(
-                f"Level {level} of the backbone has stride {shape.stride}, but the point-cloud head "
-                "takes 4, 8, 16, ...; leave the level out of the backbone's output."
+                f"Level {level} of the backbone has stride {shape.stride}, but the head takes 4, "
+                "8, 16, ...; leave the level out of the backbone's output."
             )
         name = _level_name(shape.stride)
         if name in named:

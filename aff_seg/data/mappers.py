@@ -9,10 +9,11 @@ import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
-from detectron2.config import CfgNode
+from detectron2.config import CfgNode, configurable
 from detectron2.data import DatasetMapper
 from detectron2.data import detection_utils as utils
 from detectron2.data import transforms as T
@@ -20,6 +21,7 @@ from detectron2.projects.point_rend.color_augmentation import ColorAugSSDTransfo
 from detectron2.structures import Instances
 from torch.nn import functional as F
 
+from aff_seg.architectures import detectron2_architecture
 from aff_seg.data.labels import InstanceLabels, PanopticLabels, SemanticLabels, read_picture
 from aff_seg.errors import UserError
 
@@ -210,6 +212,52 @@ class TrainMapper:
             )
 
 
+class Detectron2Mapper(DatasetMapper):
+    """Detectron2's mapper for training its own architectures, which names bad input.
+
+    Args:
+        needs: keys that a record must have.
+    """
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict:
+        architecture = detectron2_architecture(cfg)
+        needs = {"annotations": architecture.things, "sem_seg_file_name": architecture.stuff}
+        options = super().from_config(cfg, is_train=True)
+        return {**options, "needs": [key for key, part in needs.items() if part]}
+
+    @configurable
+    def __init__(self, *, needs: list[str], **options: Any):
+        super().__init__(**options)
+        self.needs = needs
+
+    def __call__(self, record: dict) -> dict:
+        """Turn a record into an input of the model.
+
+        Raises:
+            UserError: a file cannot be read, or the record does not fit the model.
+        """
+        for key in self.needs:
+            if key not in record:
+                raise UserError(
+                    f"The record of {record['file_name']} has no {key}, which this "
+                    "MODEL.META_ARCHITECTURE is trained on; name another dataset in DATASETS.TRAIN."
+                )
+        if self.instance_mask_format == "polygon" and self.use_instance_mask:
+            for annotation in record.get("annotations", ()):
+                crowd = annotation.get("iscrowd", 0)
+                if not crowd and not isinstance(annotation.get("segmentation"), list):
+                    raise UserError(
+                        f"The record of {record['file_name']} has an object without polygons; set "
+                        "INPUT.MASK_FORMAT bitmask where masks are RLE, or MODEL.MASK_ON False "
+                        "where there are none."
+                    )
+        try:
+            return super().__call__(record)
+        except (OSError, SyntaxError, ValueError, utils.SizeMismatchError) as error:
+            raise UserError(f"{record['file_name']} cannot be used ({error}).") from error
+
+
 class EvaluationMapper(DatasetMapper):
     """Detectron2's mapper for evaluation, which names a picture that cannot be read."""
 
@@ -227,12 +275,16 @@ class EvaluationMapper(DatasetMapper):
             raise UserError(f"{record['file_name']} cannot be read ({error}).") from error
 
 
-def build_train_mapper(cfg: CfgNode) -> TrainMapper:
+def build_train_mapper(cfg: CfgNode) -> TrainMapper | Detectron2Mapper:
     """Build the mapper that ``INPUT.DATASET_MAPPER_NAME`` names.
+
+    Detectron2's own architectures have Detectron2's mapper, whatever the name.
 
     Raises:
         UserError: there is no mapper of that name.
     """
+    if detectron2_architecture(cfg) is not None:
+        return Detectron2Mapper(cfg)
     name = cfg.INPUT.DATASET_MAPPER_NAME
     if name not in MAPPERS:
         raise UserError(

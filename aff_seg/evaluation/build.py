@@ -3,12 +3,14 @@
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators
 from detectron2.utils import comm
 
+from aff_seg.architectures import FLAGS, detectron2_architecture, outputs_of
 from aff_seg.data.checks import remedy
 from aff_seg.errors import UserError
 from aff_seg.evaluation import cityscapes
@@ -23,7 +25,7 @@ class Entry:
     """A kind of evaluator.
 
     Attributes:
-        output: flag of ``MASK_FORMER.TEST`` that turns on what it reads.
+        output: what it reads of the model's outputs, see :mod:`aff_seg.architectures`.
         task: its key in the results.
         build: from (dataset name, output folder).
         reads: key of the dataset's metadata with the file that only this evaluator reads.
@@ -35,21 +37,22 @@ class Entry:
     reads: str | None = None
 
 
-SEMANTIC = Entry("SEMANTIC_ON", "sem_seg", SemanticEvaluator)
-INSTANCE = Entry("INSTANCE_ON", "segm", InstanceEvaluator, reads="json_file")
-PANOPTIC = Entry("PANOPTIC_ON", "panoptic_seg", PanopticEvaluator)
+SEMANTIC = Entry("sem_seg", "sem_seg", SemanticEvaluator)
+INSTANCE = Entry("instances", "segm", InstanceEvaluator, reads="json_file")
+BOXES = Entry("boxes", "bbox", partial(InstanceEvaluator, tasks=("bbox",)), reads="json_file")
+PANOPTIC = Entry("panoptic_seg", "panoptic_seg", PanopticEvaluator)
 CITYSCAPES_SEMANTIC = Entry(
-    "SEMANTIC_ON", "sem_seg", lambda name, folder: cityscapes.SemanticEvaluator(name)
+    "sem_seg", "sem_seg", lambda name, folder: cityscapes.SemanticEvaluator(name)
 )
 CITYSCAPES_INSTANCE = Entry(
-    "INSTANCE_ON", "segm", lambda name, folder: cityscapes.InstanceEvaluator(name)
+    "instances", "segm", lambda name, folder: cityscapes.InstanceEvaluator(name)
 )
 
 EVALUATORS: dict[str, tuple[Entry, ...]] = {
     "sem_seg": (SEMANTIC,),
-    "coco": (INSTANCE,),
-    "coco_panoptic_seg": (PANOPTIC, INSTANCE, SEMANTIC),
-    "ade20k_panoptic_seg": (PANOPTIC, INSTANCE, SEMANTIC),
+    "coco": (INSTANCE, BOXES),
+    "coco_panoptic_seg": (PANOPTIC, INSTANCE, BOXES, SEMANTIC),
+    "ade20k_panoptic_seg": (PANOPTIC, INSTANCE, BOXES, SEMANTIC),
     "cityscapes_sem_seg": (CITYSCAPES_SEMANTIC,),
     "cityscapes_instance": (CITYSCAPES_INSTANCE,),
     "cityscapes_panoptic_seg": (PANOPTIC, CITYSCAPES_INSTANCE, CITYSCAPES_SEMANTIC),
@@ -88,16 +91,16 @@ def check_best_metric(cfg: CfgNode) -> None:
 
 
 def build_evaluator(cfg: CfgNode, dataset_name: str, output_folder: str) -> DatasetEvaluators:
-    """The evaluators that score a dataset on the outputs that ``MASK_FORMER.TEST`` turns on.
+    """The evaluators that score a dataset on what the model of a config gives.
 
     Args:
-        cfg: config with ``MODEL.MASK_FORMER.TEST``.
+        cfg: config of the model, see :func:`aff_seg.architectures.outputs_of`.
         dataset_name: registered name; its metadata holds ``evaluator_type``.
         output_folder: where evaluators leave their predictions.
 
     Raises:
         UserError: no evaluator is known for the dataset, it scores none of the outputs that
-            are on, or it cannot run on several machines.
+            there are, or it cannot run on several machines.
     """
     return DatasetEvaluators(
         [entry.build(dataset_name, output_folder) for entry in _entries(cfg, dataset_name)]
@@ -113,11 +116,20 @@ def _entries(cfg: CfgNode, dataset_name: str) -> list[Entry]:
         )
     if kind.startswith("cityscapes") and comm.get_local_size() != comm.get_world_size():
         raise UserError(f"Dataset {dataset_name} can be evaluated on one machine only.")
-    flags = cfg.MODEL.MASK_FORMER.TEST
-    entries = [entry for entry in EVALUATORS[kind] if flags[entry.output]]
+    outputs = outputs_of(cfg)
+    entries = [entry for entry in EVALUATORS[kind] if entry.output in outputs]
     if not entries:
-        wanted = " or ".join(entry.output for entry in EVALUATORS[kind])
-        raise UserError(
-            f"Dataset {dataset_name} needs MODEL.MASK_FORMER.TEST.{wanted} to be evaluated."
-        )
+        raise UserError(_nothing_to_score(cfg, dataset_name, EVALUATORS[kind]))
     return entries
+
+
+def _nothing_to_score(cfg: CfgNode, dataset_name: str, entries: tuple[Entry, ...]) -> str:
+    if detectron2_architecture(cfg) is None:
+        wanted = " or ".join(FLAGS[entry.output] for entry in entries if entry.output in FLAGS)
+        return f"Dataset {dataset_name} needs MODEL.MASK_FORMER.TEST.{wanted} to be evaluated."
+    scored = " or ".join(entry.output for entry in entries)
+    return (
+        f"Dataset {dataset_name} is scored by {scored}, but "
+        f"MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE} gives "
+        f"{', '.join(sorted(outputs_of(cfg)))}; name another in DATASETS.TEST."
+    )

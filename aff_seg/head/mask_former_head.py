@@ -23,9 +23,7 @@ class MaskFormerHead(nn.Module):
     """
 
     @configurable
-    def __init__(
-        self, *, strides: dict[str, int], pixel_decoder: nn.Module, predictor: nn.Module
-    ):
+    def __init__(self, *, strides: dict[str, int], pixel_decoder: nn.Module, predictor: nn.Module):
         super().__init__()
         self.strides = strides
         self.pixel_decoder = pixel_decoder
