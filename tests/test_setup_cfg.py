@@ -91,7 +91,7 @@ def test_unknown_variant_lists_those_there_are():
     missing = CONFIGS / "ade20k" / "semantic" / "aff_huge.yaml"
     assert error_of(missing) == (
         f"Config file {missing} does not exist; {missing.parent} has aff_base, aff_mini, "
-        "aff_mini_1_5th, aff_small, aff_small_1_5th, aff_tiny, aff_tiny_1_5th."
+        "aff_mini_1_5th, aff_small, aff_small_1_5th, aff_tiny, aff_tiny_1_5th, r50, swin_tiny."
     )
     assert "there is no folder" in error_of("nowhere/aff_mini.yaml")
     assert error_of("").startswith("Give a config")

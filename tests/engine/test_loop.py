@@ -44,6 +44,15 @@ def loop_of(batches, **options):
 NAN, INF = float("nan"), float("inf")
 
 
+def test_losses_of_parts_are_averaged_where_they_do_not_add_up():
+    batch = [image(value) for value in (1.0, 2.0, 4.0, 5.0)]
+    loop = loop_of([batch], parts=2)
+    loop.train(0, 1)
+    # The mean of w * 3 + w^2 and of w * 9 + w^2, of which the gradient is 8.
+    assert loop.storage.history("total_loss").values()[0][0] == pytest.approx(7)
+    assert loop.model.weight.item() == pytest.approx(1 - 0.1 * 8)
+
+
 def test_a_step_with_a_bad_loss_is_skipped_and_named(caplog):
     good = [image(1.0)]
     loop = loop_of([good, [image(INF, "b.png"), image(0.0, "c.png")], good], max_skipped=1)
