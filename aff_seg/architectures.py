@@ -1,13 +1,15 @@
 """What each of Detectron2's architectures is trained on, gives, and counts its classes by.
 
-Everything else, such as MaskFormer, is trained by the mappers of ``aff_seg.data`` and gives what
-``MODEL.MASK_FORMER.TEST`` turns on.
+A config is theirs where ``INPUT.DATASET_MAPPER_NAME`` is detectron2. Every other is trained by a
+mapper of ``aff_seg.data`` and gives what ``MODEL.MASK_FORMER.TEST`` turns on.
 """
 
 from dataclasses import dataclass
 
 from detectron2.config import CfgNode
 
+# Name of Detectron2's mapper.
+DETECTRON2 = "detectron2"
 # What MaskFormer may give, and the flag of MODEL.MASK_FORMER.TEST that turns it on.
 FLAGS = {"sem_seg": "SEMANTIC_ON", "instances": "INSTANCE_ON", "panoptic_seg": "PANOPTIC_ON"}
 
@@ -27,7 +29,7 @@ class Architecture:
     stuff: str | None = None
 
 
-_DETECTRON2 = {
+ARCHITECTURES = {
     "GeneralizedRCNN": Architecture(frozenset({"instances"}), things="ROI_HEADS"),
     "RetinaNet": Architecture(frozenset({"boxes"}), things="RETINANET"),
     "SemanticSegmentor": Architecture(frozenset({"sem_seg"}), stuff="SEM_SEG_HEAD"),
@@ -40,8 +42,10 @@ _DETECTRON2 = {
 
 
 def detectron2_architecture(cfg: CfgNode) -> Architecture | None:
-    """The entry of ``MODEL.META_ARCHITECTURE`` where it is one of Detectron2's."""
-    return _DETECTRON2.get(cfg.MODEL.META_ARCHITECTURE)
+    """The entry of ``MODEL.META_ARCHITECTURE``, None where the config is not Detectron2's."""
+    if cfg.INPUT.DATASET_MAPPER_NAME != DETECTRON2:
+        return None
+    return ARCHITECTURES.get(cfg.MODEL.META_ARCHITECTURE)
 
 
 def outputs_of(cfg: CfgNode) -> frozenset[str]:

@@ -138,7 +138,8 @@ def _add_solver(cfg: CN) -> None:
 
 def _add_input(cfg: CN) -> None:
     inp = cfg.INPUT
-    # Training mapper, one of aff_seg.data.MAPPERS. Detectron2's architectures have their own.
+    # Training mapper, one of aff_seg.data.MAPPERS, or detectron2 for models of Detectron2, which
+    # are then also scored by what they give. Config files of these need not name it.
     inp.DATASET_MAPPER_NAME = "mask_former_panoptic"
     # Photometric augmentation of SSD.
     inp.COLOR_AUG_SSD = False

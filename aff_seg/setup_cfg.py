@@ -4,7 +4,7 @@ import difflib
 import logging
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 from urllib.parse import urljoin
 
@@ -14,6 +14,7 @@ from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY, SEM_SEG_HEADS_REGISTRY
 from detectron2.utils.file_io import PathManager
 
+from aff_seg.architectures import ARCHITECTURES, DETECTRON2
 from aff_seg.config import add_aff_config
 from aff_seg.config_files import DETECTRON2_CONFIGS
 from aff_seg.data import register_custom
@@ -42,7 +43,8 @@ def load_cfg(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
     """Detectron2's defaults, this project's, a config file and overrides, in this order.
 
     ``MODEL.DEVICE`` becomes ``cpu`` where no GPU is visible; :func:`announce_device` says so.
-    Datasets of ``DATASETS.CUSTOM`` are registered.
+    ``INPUT.DATASET_MAPPER_NAME`` becomes ``detectron2`` where it is not named and one of
+    Detectron2's own architectures is. Datasets of ``DATASETS.CUSTOM`` are registered.
 
     Args:
         config_file: path of a yaml file; its ``_BASE_`` files are merged first. They may be those
@@ -59,9 +61,11 @@ def load_cfg(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
     """
     cfg = get_cfg()
     add_aff_config(cfg)
-    _merge_file(cfg, config_file)
-    _merge_opts(cfg, list(opts))
+    named = {*_merge_file(cfg, config_file), *_merge_opts(cfg, list(opts))}
     _check_values(cfg)
+    if "MODEL.META_ARCHITECTURE" in named and "INPUT.DATASET_MAPPER_NAME" not in named:
+        if cfg.MODEL.META_ARCHITECTURE in ARCHITECTURES:
+            cfg.INPUT.DATASET_MAPPER_NAME = DETECTRON2
     _fit_to_batch(cfg)
     register_custom(cfg)
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
@@ -75,7 +79,8 @@ def announce_device(cfg: CfgNode) -> None:
         logging.getLogger(__name__).warning("No GPU is visible: running on the CPU.")
 
 
-def _merge_file(cfg: CfgNode, config_file: str) -> None:
+def _merge_file(cfg: CfgNode, config_file: str) -> Iterable[str]:
+    """Merge a file and what it builds on; returns the keys that these name."""
     if not os.path.isfile(config_file):
         raise UserError(_missing_config(config_file))
     known = dict(_leaves(cfg))
@@ -94,9 +99,11 @@ def _merge_file(cfg: CfgNode, config_file: str) -> None:
         key = _key_of(error)
         path, value = origin[key]
         raise UserError(f"{path}: {_wrong_type(key, value, _lookup(cfg, key))}") from error
+    return origin
 
 
-def _merge_opts(cfg: CfgNode, opts: list[str]) -> None:
+def _merge_opts(cfg: CfgNode, opts: list[str]) -> Iterable[str]:
+    """Merge pairs of a key and a value; returns the keys."""
     if len(opts) % 2:
         raise UserError(
             f"Config overrides come in pairs KEY VALUE after all --options, not {' '.join(opts)!r}."
@@ -109,6 +116,7 @@ def _merge_opts(cfg: CfgNode, opts: list[str]) -> None:
             cfg.merge_from_list([key, value])
         except ValueError as error:
             raise UserError(f"Command line: {_wrong_type(key, value, known[key])}") from error
+    return opts[::2]
 
 
 def _check_values(cfg: CfgNode) -> None:

@@ -40,6 +40,7 @@ def test_detectron2s_configs_are_bases_in_any_program(name, tmp_path):
     assert cfg == expected
     add_aff_config(expected)
     expected.MODEL.DEVICE = "cpu"
+    expected.INPUT.DATASET_MAPPER_NAME = "detectron2"
     assert load_cfg(str(path), ["MODEL.DEVICE", "cpu"]) == expected
 
 

@@ -21,7 +21,7 @@ from detectron2.projects.point_rend.color_augmentation import ColorAugSSDTransfo
 from detectron2.structures import Instances
 from torch.nn import functional as F
 
-from aff_seg.architectures import detectron2_architecture
+from aff_seg.architectures import DETECTRON2, Architecture, detectron2_architecture
 from aff_seg.data.labels import InstanceLabels, PanopticLabels, SemanticLabels, read_picture
 from aff_seg.errors import UserError
 
@@ -221,7 +221,7 @@ class Detectron2Mapper(DatasetMapper):
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict:
-        architecture = detectron2_architecture(cfg)
+        architecture = detectron2_architecture(cfg) or Architecture(frozenset())
         needs = {"annotations": architecture.things, "sem_seg_file_name": architecture.stuff}
         options = super().from_config(cfg, is_train=True)
         return {**options, "needs": [key for key, part in needs.items() if part]}
@@ -243,19 +243,26 @@ class Detectron2Mapper(DatasetMapper):
                     f"The record of {record['file_name']} has no {key}, which this "
                     "MODEL.META_ARCHITECTURE is trained on; name another dataset in DATASETS.TRAIN."
                 )
-        if self.instance_mask_format == "polygon" and self.use_instance_mask:
-            for annotation in record.get("annotations", ()):
-                crowd = annotation.get("iscrowd", 0)
-                if not crowd and not isinstance(annotation.get("segmentation"), list):
-                    raise UserError(
-                        f"The record of {record['file_name']} has an object without polygons; set "
-                        "INPUT.MASK_FORMAT bitmask where masks are RLE, or MODEL.MASK_ON False "
-                        "where there are none."
-                    )
+        for annotation in record.get("annotations", ()):
+            fault = None if annotation.get("iscrowd", 0) else self._fault(annotation)
+            if fault:
+                raise UserError(f"The record of {record['file_name']} has an object {fault}.")
         try:
             return super().__call__(record)
         except (OSError, SyntaxError, ValueError, utils.SizeMismatchError) as error:
             raise UserError(f"{record['file_name']} cannot be used ({error}).") from error
+
+    def _fault(self, annotation: dict) -> str | None:
+        """What Detectron2 would stumble over, and what to do."""
+        if "bbox" not in annotation:
+            return "without bbox; add it to the annotations"
+        if not self.use_instance_mask:
+            return None
+        if not annotation.get("segmentation"):
+            return "without segmentation; add it, or set MODEL.MASK_ON False"
+        if self.instance_mask_format == "polygon" and isinstance(annotation["segmentation"], dict):
+            return "whose mask is no polygon; set INPUT.MASK_FORMAT bitmask"
+        return None
 
 
 class EvaluationMapper(DatasetMapper):
@@ -276,20 +283,17 @@ class EvaluationMapper(DatasetMapper):
 
 
 def build_train_mapper(cfg: CfgNode) -> TrainMapper | Detectron2Mapper:
-    """Build the mapper that ``INPUT.DATASET_MAPPER_NAME`` names.
-
-    Detectron2's own architectures have Detectron2's mapper, whatever the name.
+    """Build the mapper that ``INPUT.DATASET_MAPPER_NAME`` names, of :data:`MAPPERS` or detectron2.
 
     Raises:
         UserError: there is no mapper of that name.
     """
-    if detectron2_architecture(cfg) is not None:
-        return Detectron2Mapper(cfg)
     name = cfg.INPUT.DATASET_MAPPER_NAME
+    if name == DETECTRON2:
+        return Detectron2Mapper(cfg)
     if name not in MAPPERS:
-        raise UserError(
-            f"INPUT.DATASET_MAPPER_NAME is {name!r}; it must be one of {', '.join(MAPPERS)}."
-        )
+        known = ", ".join((*MAPPERS, DETECTRON2))
+        raise UserError(f"INPUT.DATASET_MAPPER_NAME is {name!r}; it must be one of {known}.")
     pipeline = MAPPERS[name]
     return TrainMapper(
         labels=pipeline.labels,
