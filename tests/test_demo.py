@@ -14,6 +14,7 @@ import torch
 from detectron2.modeling import build_model
 from PIL import Image
 
+from aff_seg.errors import UserError
 from aff_seg.prediction.predictor import MAX_RESULT_PIXELS, Predictor, result_size
 from aff_seg.prediction.segments import class_name
 from aff_seg.setup_cfg import load_cfg
@@ -317,6 +318,12 @@ def test_channels_are_in_the_order_of_the_config(weights):
     straight = rgb(image).result["sem_seg"]
     swapped = bgr(np.ascontiguousarray(image[..., ::-1])).result["sem_seg"]
     torch.testing.assert_close(straight, swapped)
+
+
+def test_models_of_detectron2_are_refused():
+    cfg = load_cfg(str(ROOT / "configs" / "detectron2" / "semantic_aff_tiny_fpn_1x.yaml"), OPTS)
+    with pytest.raises(UserError, match="META_ARCHITECTURE SemanticSegmentor is not shown here"):
+        Predictor(cfg)
 
 
 def test_without_a_dataset_classes_have_numbers(weights):

@@ -79,6 +79,53 @@ def test_two_processes_train_a_pyramid(shapes, tmp_path):
     assert out.splitlines()[-3].split() == ["dataset", "AP_box", "AP50_box"]
 
 
+SIZE = (96, 128)
+LEARNER = {
+    "SEED": 0,
+    "MODEL__AFF__EMBED_DIM": "(32, 48, 64, 96)",
+    "MODEL__AFF__DEPTHS": "(1, 1, 2, 1)",
+    "MODEL__AFF__NUM_HEADS": "(2, 3, 4, 6)",
+    "MODEL__AFF__DROP_PATH_RATE": 0.0,
+    "MODEL__FPN__OUT_CHANNELS": 64,
+    "MODEL__ANCHOR_GENERATOR__SIZES": "[[8], [16], [32], [64], [128]]",
+    "MODEL__RPN__CONV_DIMS": "[64]",
+    "MODEL__RPN__POST_NMS_TOPK_TRAIN": 200,
+    "MODEL__RPN__POST_NMS_TOPK_TEST": 200,
+    "MODEL__ROI_HEADS__BATCH_SIZE_PER_IMAGE": 64,
+    "MODEL__ROI_BOX_HEAD__FC_DIM": 256,
+    "MODEL__ROI_MASK_HEAD__CONV_DIM": 32,
+    "MODEL__ROI_MASK_HEAD__NUM_CONV": 2,
+    "INPUT__MIN_SIZE_TRAIN": f"({SIZE[0]},)",
+    "INPUT__MAX_SIZE_TRAIN": SIZE[1],
+    "INPUT__MIN_SIZE_TEST": SIZE[0],
+    "INPUT__MAX_SIZE_TEST": SIZE[1],
+    "INPUT__RANDOM_FLIP": "none",
+    "SOLVER__IMS_PER_BATCH": 4,
+    "SOLVER__BASE_LR": 1e-3,
+    "SOLVER__WARMUP_ITERS": 20,
+    "SOLVER__WARMUP_FACTOR": 0.05,
+    "SOLVER__STEPS": "(240,)",
+    "SOLVER__MAX_ITER": 300,
+    "SOLVER__CHECKPOINT_PERIOD": 1000,
+    # The images that it is scored on, again and again.
+    "DATASETS__TRAIN": "('coco_2017_val',)",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_mask_rcnn_learns(tmp_path):
+    write_dataset(layout="coco", root=tmp_path, train=1, val=4, size=SIZE, progress=False)
+    config = REPO / "configs" / "detectron2" / "mask_rcnn_aff_tiny_fpn_3x.yaml"
+    where = (tmp_path, tmp_path / "out", "--config-file", str(config))
+    code, _, err = run(*where, **LEARNER, timeout=580)
+    assert code == 0, err
+    found = json.loads((tmp_path / "out" / "results.json").read_text())["coco_2017_val"]
+    print({task: scores["AP"] for task, scores in found.items()})
+    assert found["bbox"]["AP"] > 50
+    assert found["segm"]["AP"] > 50
+
+
 # Parameters of the backbone and in all; Mask2Former with its head for grids has 44 and 47 million.
 SIZES = {"r50": (23_454_912, 43_645_169), "swin_tiny": (27_520_698, 47_096_555)}
 

@@ -11,6 +11,7 @@ from detectron2.data.transforms import ResizeShortestEdge, ResizeTransform
 from detectron2.modeling import build_model
 
 from aff_seg.engine.checkpoint import Checkpointer
+from aff_seg.errors import UserError
 
 # A result has at most this many pixels, those of a Cityscapes image: every query has a mask of
 # this size in memory. Bigger images get a smaller result.
@@ -46,11 +47,17 @@ class Predictor:
             the config has no dataset.
 
     Raises:
-        UserError: the weights are missing, damaged, or of another model.
+        UserError: the model is not MaskFormer, or its weights are missing, damaged, or of another
+            model.
     """
 
     def __init__(self, cfg: CfgNode):
         self.model = build_model(cfg).eval()
+        if not hasattr(self.model, "forward_with_tokens"):
+            raise UserError(
+                f"MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE} is not shown here, only "
+                "MaskFormer is; take Detectron2's DefaultPredictor and Visualizer."
+            )
         Checkpointer(self.model).load(cfg.MODEL.WEIGHTS)
         datasets = (*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN)
         self.metadata = MetadataCatalog.get(datasets[0]) if datasets else Metadata()

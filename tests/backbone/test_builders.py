@@ -8,6 +8,8 @@ from detectron2.modeling import build_backbone
 
 from aff_seg import add_aff_config
 from aff_seg.backbone import AutoFocusFormer
+from aff_seg.backbone.builders import AutoFocusFormerGrid
+from aff_seg.backbone.grid import to_grid
 
 AFF = ("build_aff_backbone", "build_aff_fpn_backbone", "build_aff_retinanet_fpn_backbone")
 TINY = {"EMBED_DIM": [8, 8, 16, 24], "DEPTHS": [1, 1, 1, 1], "NUM_HEADS": [1, 1, 2, 2]}
@@ -52,6 +54,21 @@ def test_parameters_have_the_published_names():
     assert {name.split(".")[0] for name in set(pyramid) - inside} == {
         f"fpn_{part}{level}" for part in ("lateral", "output") for level in (2, 3, 4, 5)
     }
+
+
+def test_weights_of_the_tokens_serve_the_grids():
+    cfg = make_cfg("AutoFocusFormer")
+    torch.manual_seed(1)
+    tokens = AutoFocusFormer(cfg).eval()
+    sizes = {key.lower(): value for key, value in TINY.items()}
+    # As a lazy config builds it.
+    grids = AutoFocusFormerGrid(**sizes, mlp_ratio=cfg.MODEL.AFF.MLP_RATIO).eval()
+    grids.load_state_dict(tokens.state_dict())
+    images = torch.randn(1, 3, 64, 96)
+    points = tokens(images)
+    for level, grid in grids(images).items():
+        stride = tokens.output_shape()[level].stride
+        torch.testing.assert_close(grid, to_grid(points[level], stride))
 
 
 def test_a_pyramid_has_the_levels_of_detectron2s():
