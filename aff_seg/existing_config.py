@@ -24,12 +24,11 @@ def use_aff_backbone(cfg: CfgNode, variant: str) -> None:
     """Give a config of Detectron2 an AFF as its backbone, in place.
 
     What changes is what ``configs/detectron2`` changes: the backbone, ``MODEL.WEIGHTS`` (now
-    empty), pixel statistics and RGB, and for this project's trainer the mapper and the optimizer:
-    AdamW with a learning rate of 1e-4 for 16
+    empty), pixel statistics and RGB, and the optimizer: AdamW with a learning rate of 1e-4 for 16
     images, in proportion to ``SOLVER.IMS_PER_BATCH``. ``train_net.py`` and
-    ``aff_seg.engine.trainer.Trainer`` follow that; a trainer of your own, such as Detectron2's
-    ``DefaultTrainer``, must build AdamW itself. Datasets, schedule, heads and anchors stay. The
-    keys of :func:`aff_seg.add_aff_config` are added where the config lacks them.
+    ``aff_seg.engine.trainer.Trainer`` follow ``SOLVER.OPTIMIZER``; a trainer of your own, such as
+    Detectron2's ``DefaultTrainer``, must build AdamW itself. Datasets, schedule, heads and anchors
+    stay. The keys of :func:`aff_seg.add_aff_config` are added where the config lacks them.
 
     Args:
         cfg: with a ResNet as backbone, with FPN, RetinaNet's FPN or none; or already with an AFF.
