@@ -56,6 +56,7 @@ def test_curves_are_drawn_as_far_as_there_are_any(tmp_path):
         assert both.height > 1.5 * one.height
     empty = write_rows(tmp_path / "empty.json", [])
     assert not plot_curves(empty, str(tmp_path / "empty.png"))
+    assert not (tmp_path / "empty.png").exists()
 
 
 def test_curves_of_detectron2s_models_are_their_losses():
@@ -66,7 +67,6 @@ def test_curves_of_detectron2s_models_are_their_losses():
     assert titles["Evaluation (%)"] == ["AP_box"]
     masks = dict(curves_of({**series, "segm/AP": row}))
     assert list(masks["Evaluation (%)"]) == ["AP"]
-    assert not (tmp_path / "empty.png").exists()
 
 
 class Losses(nn.Module):
