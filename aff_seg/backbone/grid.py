@@ -102,16 +102,19 @@ def as_points(
 
     Returns:
         points under the names of :func:`levels_by_stride`; cells in raster order.
+
+    Raises:
+        ValueError: there are grids, but none of stride 4.
     """
-    canvas = None
-    for level, feature in features.items():
-        if isinstance(feature, Tensor) and strides[level] == CANVAS_STRIDE:
-            canvas = tuple(feature.shape[-2:])
+    grids = {strides[level]: x for level, x in features.items() if isinstance(x, Tensor)}
+    if grids and CANVAS_STRIDE not in grids:
+        raise ValueError(f"features must have a grid of stride 4, got strides {sorted(grids)}")
     points = {}
     for level, feature in features.items():
         if isinstance(feature, Points):
             points[level] = feature
             continue
+        canvas = tuple(grids[CANVAS_STRIDE].shape[-2:])
         pos = cell_centres(canvas, feature.shape[-2:], strides[level], feature.device)
         tokens = feature.flatten(2).transpose(1, 2)
         pos = pos.expand(len(tokens), -1, -1)

@@ -85,6 +85,8 @@ def test_grids_become_points_in_the_frame_of_the_canvas():
     # As points again, and laid out again.
     assert as_points(points, {"res2": 4, "res3": 8}) == points
     torch.testing.assert_close(to_grid(points["res3"], 8), features["b"])
+    with pytest.raises(ValueError, match=r"a grid of stride 4, got strides \[8, 16\]"):
+        as_points({"x": features["a"], "y": features["b"]}, {"x": 8, "y": 16})
 
 
 def test_levels_are_named_by_their_strides():
