@@ -164,7 +164,10 @@ setup(
     description="AutoFocusFormer for semantic, instance and panoptic segmentation on Detectron2",
     license="MIT",
     python_requires=">=3.10,<3.13",
-    packages=find_packages(include=["aff_seg", "aff_seg.*"]),
+    # The configs, which lie beside the package here, are a folder of it where it is installed.
+    packages=[*find_packages(include=["aff_seg", "aff_seg.*"]), "aff_seg.configs"],
+    package_dir={"aff_seg.configs": "configs"},
+    package_data={"aff_seg.configs": ["**/*.yaml"]},
     install_requires=[
         "cityscapesscripts>=2.2",
         "fvcore>=0.1.5.post20221221",

@@ -7,5 +7,6 @@ if "aff_seg.doctor" not in sys.orig_argv:
     # Registers the datasets and the parts of the model in Detectron2.
     from . import backbone, data, head, meta_arch  # noqa: F401
     from .config import add_aff_config
+    from .existing_config import use_aff_backbone
 
-__all__ = ["add_aff_config"]
+__all__ = ["add_aff_config", "use_aff_backbone"]

@@ -2,6 +2,8 @@
 
 from detectron2.config import CfgNode as CN
 
+from aff_seg import config_files  # noqa: F401  configs may name those of Detectron2 as bases
+
 
 def add_aff_config(cfg: CN) -> None:
     """Add the keys of AutoFocusFormer and of its head to ``cfg``, in place.
@@ -10,13 +12,14 @@ def add_aff_config(cfg: CN) -> None:
     Symbols in the comments are those of the paper (arXiv 2304.12406).
     """
     _add_backbone(cfg)
+    _add_swin(cfg)
     _add_head(cfg)
     _add_solver(cfg)
     _add_input(cfg)
     _add_datasets(cfg)
     # Keep the weights that score best on the first of DATASETS.TEST as model_best.pth: PQ, SQ, RQ,
-    # PQ_th, PQ_st, AP, AP50 or mIoU, or any task/metric of results.json, such as segm/APs.
-    # Empty: none.
+    # PQ_th, PQ_st, AP, AP50, mIoU, for detectors without masks AP_box or AP50_box, or any
+    # task/metric of results.json, such as segm/APs. Empty: none.
     cfg.TEST.BEST_METRIC = ""
     # Two runs on the same machine give the same bits. SEED becomes 0 where it is not set.
     # Some operators are slower so on a GPU.
@@ -51,12 +54,22 @@ def _add_backbone(cfg: CN) -> None:
     # Keep no activations of the blocks for the backward pass but compute them again: less
     # memory, more time, the same gradients.
     aff.CHECKPOINT_BLOCKS = False
-    # Levels handed to the head.
+    # Levels handed to the head; with an FPN, MODEL.FPN.IN_FEATURES counts.
     aff.OUT_FEATURES = ["res2", "res3", "res4", "res5"]
     # Exponent of inverse-distance interpolation in the pixel decoder, on distances, and
     # whether each layer learns its own.
     aff.SHEPARD_POWER = 6.0
     aff.SHEPARD_POWER_LEARNABLE = True
+
+
+def _add_swin(cfg: CN) -> None:
+    # Sizes of Swin Transformers, for the backbone build_swin_backbone; by default Swin-Tiny.
+    swin = cfg.MODEL.SWIN = CN()
+    swin.EMBED_DIM = 96
+    swin.DEPTHS = [2, 2, 6, 2]
+    swin.NUM_HEADS = [3, 6, 12, 24]
+    swin.WINDOW_SIZE = 7
+    swin.DROP_PATH_RATE = 0.3
 
 
 def _add_head(cfg: CN) -> None:
@@ -125,7 +138,8 @@ def _add_solver(cfg: CN) -> None:
 
 def _add_input(cfg: CN) -> None:
     inp = cfg.INPUT
-    # Training mapper, one of aff_seg.data.MAPPERS.
+    # Training mapper, one of aff_seg.data.MAPPERS, or detectron2 for models of Detectron2, which
+    # are then also scored by what they give. Config files of these need not name it.
     inp.DATASET_MAPPER_NAME = "mask_former_panoptic"
     # Photometric augmentation of SSD.
     inp.COLOR_AUG_SSD = False
@@ -141,8 +155,9 @@ def _add_input(cfg: CN) -> None:
 
 def _add_datasets(cfg: CN) -> None:
     # Datasets of your own: a list of entries, whose names DATASETS.TRAIN and DATASETS.TEST may
-    # then hold. Classes, evaluator and MODEL.SEM_SEG_HEAD.NUM_CLASSES are derived from them. Paths
-    # are absolute or seen from the current folder.
+    # then hold. Classes, evaluator and MODEL.SEM_SEG_HEAD.NUM_CLASSES (for Detectron2's detectors,
+    # those of ROI_HEADS or RETINANET) are derived from them. Paths are absolute or seen from the
+    # current folder.
     #
     #   DATASETS:
     #     CUSTOM:

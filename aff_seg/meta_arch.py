@@ -32,7 +32,7 @@ class MaskFormer(nn.Module):
     """Segments images with one set of queries, each a class and a mask.
 
     Args:
-        backbone: images to tokens of several levels.
+        backbone: images to tokens, or feature maps, of several levels.
         sem_seg_head: tokens to ``pred_logits`` and ``pred_masks``.
         criterion: unweighted losses.
         loss_weights: weight of ``loss_ce``, ``loss_mask``, ``loss_dice``.
@@ -151,7 +151,7 @@ class MaskFormer(nn.Module):
         """Segment a batch and also return the backbone's tokens.
 
         Returns:
-            a dict per image as :meth:`forward` gives; the tokens of every level.
+            a dict per image as :meth:`forward` gives; the tokens of every level, "res2" to "res5".
         """
         return self._segment(batched_inputs)
 
@@ -167,7 +167,7 @@ class MaskFormer(nn.Module):
         self, batched_inputs: list[dict], *, all_kinds: bool = True
     ) -> tuple[list[dict], dict[str, Points]]:
         images = self.preprocess(batched_inputs)
-        tokens = self.backbone(images.tensor)
+        tokens = self.sem_seg_head.tokens(self.backbone(images.tensor))
         outputs = self.sem_seg_head(tokens)
         padded = tuple(images.tensor.shape[-2:])
         results = [

@@ -4,22 +4,24 @@ import difflib
 import logging
 import os
 import re
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
+from urllib.parse import urljoin
 
 import torch
 import yaml
 from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY, SEM_SEG_HEADS_REGISTRY
+from detectron2.utils.file_io import PathManager
 
+from aff_seg.architectures import ARCHITECTURES, DETECTRON2
 from aff_seg.config import add_aff_config
+from aff_seg.config_files import DETECTRON2_CONFIGS, config_folder
 from aff_seg.data import register_custom
 from aff_seg.errors import UserError
 from aff_seg.head import TRANSFORMER_DECODER_REGISTRY
 
 BASE_KEY = "_BASE_"
-CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 AT_LEAST_ONE = (
     "MODEL.AFF.CLUSTER_SIZE",
     "SOLVER.ACCUMULATE",
@@ -48,10 +50,11 @@ def find_config(name: str) -> str:
     """
     if os.path.isfile(name):
         return name
-    path = CONFIGS / f"{name.removesuffix('.yaml')}.yaml"
+    folder = config_folder()
+    path = folder / f"{name.removesuffix('.yaml')}.yaml"
     if path.is_file():
         return str(path)
-    known = [str(p.relative_to(CONFIGS).with_suffix("")) for p in CONFIGS.rglob("aff_*.yaml")]
+    known = [str(p.relative_to(folder).with_suffix("")) for p in folder.rglob("aff_*.yaml")]
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
     raise UserError(f"There is no config {name}; give the path of a yaml file, or take {close[0]}.")
 
@@ -60,10 +63,12 @@ def load_cfg(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
     """Detectron2's defaults, this project's, a config file and overrides, in this order.
 
     ``MODEL.DEVICE`` becomes ``cpu`` where no GPU is visible; :func:`announce_device` says so.
-    Datasets of ``DATASETS.CUSTOM`` are registered.
+    ``INPUT.DATASET_MAPPER_NAME`` becomes ``detectron2`` where it is not named and one of
+    Detectron2's own architectures is. Datasets of ``DATASETS.CUSTOM`` are registered.
 
     Args:
-        config_file: path of a yaml file; its ``_BASE_`` files are merged first.
+        config_file: path of a yaml file; its ``_BASE_`` files are merged first. They may be those
+            of the installed Detectron2, see :class:`aff_seg.config_files.Detectron2Configs`.
         opts: ``[KEY, VALUE, KEY, VALUE, ...]``, merged last.
 
     Returns:
@@ -76,9 +81,11 @@ def load_cfg(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
     """
     cfg = get_cfg()
     add_aff_config(cfg)
-    _merge_file(cfg, config_file)
-    _merge_opts(cfg, list(opts))
+    named = {*_merge_file(cfg, config_file), *_merge_opts(cfg, list(opts))}
     _check_values(cfg)
+    if "MODEL.META_ARCHITECTURE" in named and "INPUT.DATASET_MAPPER_NAME" not in named:
+        if cfg.MODEL.META_ARCHITECTURE in ARCHITECTURES:
+            cfg.INPUT.DATASET_MAPPER_NAME = DETECTRON2
     _fit_to_batch(cfg)
     register_custom(cfg)
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
@@ -92,7 +99,8 @@ def announce_device(cfg: CfgNode) -> None:
         logging.getLogger(__name__).warning("No GPU is visible: running on the CPU.")
 
 
-def _merge_file(cfg: CfgNode, config_file: str) -> None:
+def _merge_file(cfg: CfgNode, config_file: str) -> Iterable[str]:
+    """Merge a file and what it builds on; returns the keys that these name."""
     if not os.path.isfile(config_file):
         raise UserError(_missing_config(config_file))
     known = dict(_leaves(cfg))
@@ -111,9 +119,11 @@ def _merge_file(cfg: CfgNode, config_file: str) -> None:
         key = _key_of(error)
         path, value = origin[key]
         raise UserError(f"{path}: {_wrong_type(key, value, _lookup(cfg, key))}") from error
+    return origin
 
 
-def _merge_opts(cfg: CfgNode, opts: list[str]) -> None:
+def _merge_opts(cfg: CfgNode, opts: list[str]) -> Iterable[str]:
+    """Merge pairs of a key and a value; returns the keys."""
     if len(opts) % 2:
         raise UserError(
             f"Config overrides come in pairs KEY VALUE after all --options, not {' '.join(opts)!r}."
@@ -126,6 +136,7 @@ def _merge_opts(cfg: CfgNode, opts: list[str]) -> None:
             cfg.merge_from_list([key, value])
         except ValueError as error:
             raise UserError(f"Command line: {_wrong_type(key, value, known[key])}") from error
+    return opts[::2]
 
 
 def _check_values(cfg: CfgNode) -> None:
@@ -187,9 +198,9 @@ def _inherited(path: str, heirs: tuple[str, ...] = ()) -> Iterator[tuple[str, di
     """Yield every file that ``path`` builds on, bases first, with the settings it holds."""
     if path in heirs:
         raise UserError(f"{path} inherits itself through {BASE_KEY}.")
-    if not os.path.isfile(path):
+    if not PathManager.isfile(path):
         raise UserError(f"{heirs[-1]}: its {BASE_KEY} file {path} does not exist.")
-    with open(path, encoding="utf-8") as file:
+    with PathManager.open(path, encoding="utf-8") as file:
         try:
             settings = yaml.safe_load(file)
         except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -199,9 +210,17 @@ def _inherited(path: str, heirs: tuple[str, ...] = ()) -> Iterator[tuple[str, di
         raise UserError(f"{path} must hold KEY: VALUE settings, but holds {settings!r:.80}.")
     bases = settings.pop(BASE_KEY, [])
     for base in [bases] if isinstance(bases, str) else bases:
-        base = os.path.join(os.path.dirname(path), os.path.expanduser(base))
-        yield from _inherited(os.path.normpath(base), (*heirs, path))
+        yield from _inherited(_base_path(path, base), (*heirs, path))
     yield path, settings
+
+
+def _base_path(heir: str, base: str) -> str:
+    """Where a file finds what its ``_BASE_`` names."""
+    if base.startswith(DETECTRON2_CONFIGS):
+        return base
+    if heir.startswith(DETECTRON2_CONFIGS):
+        return urljoin(heir, base)
+    return os.path.normpath(os.path.join(os.path.dirname(heir), os.path.expanduser(base)))
 
 
 def _leaves(node: dict, prefix: str = "") -> Iterator[tuple[str, Any]]:

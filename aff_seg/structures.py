@@ -14,8 +14,9 @@ class Points:
 
     Attributes:
         feat: ``(B, N, C)`` features.
-        pos: ``(B, N, 2)`` positions, (x, y) in stride-4 pixels of the canvas, whole numbers
-            held in float32. One frame for every stage: nothing is rescaled between levels.
+        pos: ``(B, N, 2)`` float32 positions, (x, y) in stride-4 pixels of the canvas: whole
+            numbers for AFF's tokens, halves may occur for cells of a grid. One frame for every
+            stage: nothing is rescaled between levels.
         canvas: (H, W), the stride-4 grid of the padded image.
         importance: ``(B, N)`` learned importance in (0, 1), detached; None where the stage
             does not downsample.
@@ -32,6 +33,6 @@ class Points:
 
     @property
     def pixel_index(self) -> Tensor:
-        """``(B, N)`` int64, each token's place in the canvas in raster order."""
+        """``(B, N)`` int64, each token's place in the canvas in raster order, rounded down."""
         x, y = self.pos.long().unbind(-1)
         return y * self.canvas[1] + x

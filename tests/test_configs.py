@@ -266,6 +266,52 @@ def expected(task, variant):
     }
 
 
+# The same recipes with other backbones, for comparison; sizes as in Mask2Former.
+BASELINES = {
+    "r50": {
+        "MODEL.BACKBONE.NAME": "build_resnet_backbone",
+        "MODEL.BACKBONE.FREEZE_AT": 0,
+        "MODEL.RESNETS.DEPTH": 50,
+        "MODEL.RESNETS.NORM": "FrozenBN",
+        "MODEL.RESNETS.STRIDE_IN_1X1": False,
+        "MODEL.RESNETS.RES5_DILATION": 1,
+        "MODEL.RESNETS.OUT_FEATURES": ["res2", "res3", "res4", "res5"],
+    },
+    "swin_tiny": {
+        "MODEL.BACKBONE.NAME": "build_swin_backbone",
+        "MODEL.SWIN.EMBED_DIM": 96,
+        "MODEL.SWIN.DEPTHS": [2, 2, 6, 2],
+        "MODEL.SWIN.NUM_HEADS": [3, 6, 12, 24],
+        "MODEL.SWIN.WINDOW_SIZE": 7,
+        "MODEL.SWIN.DROP_PATH_RATE": 0.3,
+    },
+}
+
+# What configs/detectron2 changes in Detectron2's configs, and the schedules that they keep.
+DETECTRON2 = {
+    "MODEL.WEIGHTS": "",
+    "MODEL.PIXEL_MEAN": [123.675, 116.28, 103.53],
+    "MODEL.PIXEL_STD": [58.395, 57.12, 57.375],
+    "MODEL.AFF.EMBED_DIM": [64, 128, 256, 512],
+    "INPUT.FORMAT": "RGB",
+    "INPUT.DATASET_MAPPER_NAME": "detectron2",
+    "SOLVER.OPTIMIZER": "ADAMW",
+    "SOLVER.IMS_PER_BATCH": 16,
+    "SOLVER.BASE_LR": 1e-4,
+    "SOLVER.WEIGHT_DECAY": 0.05,
+    "SOLVER.BACKBONE_MULTIPLIER": 1.0,
+}
+ONCE, THRICE = (90_000, (60_000, 80_000)), (270_000, (210_000, 250_000))
+# Architecture, backbone and its levels, schedule, dataset to test on.
+MODELS = {
+    "mask_rcnn_aff_tiny_fpn_3x": ("GeneralizedRCNN", "fpn", 2, THRICE, "val"),
+    "cascade_mask_rcnn_aff_tiny_fpn_3x": ("GeneralizedRCNN", "fpn", 2, THRICE, "val"),
+    "retinanet_aff_tiny_fpn_3x": ("RetinaNet", "retinanet_fpn", 3, THRICE, "val"),
+    "panoptic_fpn_aff_tiny_3x": ("PanopticFPN", "fpn", 2, THRICE, "val_panoptic_separated"),
+    "semantic_aff_tiny_fpn_1x": ("SemanticSegmentor", "fpn", 2, ONCE, "val_panoptic_stuffonly"),
+}
+
+
 def load(path):
     cfg = get_cfg()
     add_aff_config(cfg)
@@ -295,9 +341,48 @@ def test_config_is_the_published_recipe(task, variant):
     assert {key: lookup(cfg, key) for key in recipe} == recipe
 
 
+@pytest.mark.parametrize("baseline", BASELINES)
+@pytest.mark.parametrize("task", TASKS)
+def test_baseline_is_the_same_recipe(task, baseline):
+    cfg = load(CONFIGS / task / f"{baseline}.yaml")
+    recipe = {
+        **COMMON,
+        **RECIPES[task],
+        **variant_of_task(task, "tiny"),
+        "TEST.BEST_METRIC": BEST_METRIC[task.split("/")[1]],
+        **BASELINES[baseline],
+    }
+    assert {key: lookup(cfg, key) for key in recipe} == recipe
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_config_is_detectron2s_with_aff(name):
+    cfg = load(CONFIGS / "detectron2" / f"{name}.yaml")
+    architecture, pyramid, finest, (iterations, steps), split = MODELS[name]
+    expected = {
+        **DETECTRON2,
+        "MODEL.META_ARCHITECTURE": architecture,
+        "MODEL.BACKBONE.NAME": f"build_aff_{pyramid}_backbone",
+        "MODEL.FPN.IN_FEATURES": [f"res{level}" for level in range(finest, 6)],
+        "SOLVER.MAX_ITER": iterations,
+        "SOLVER.STEPS": steps,
+        "DATASETS.TEST": (f"coco_2017_{split}",),
+    }
+    assert {key: lookup(cfg, key) for key in expected} == expected
+    cascade = cfg.MODEL.ROI_HEADS.NAME == "CascadeROIHeads"
+    assert cascade == name.startswith("cascade")
+
+
+LEAVES = [
+    *(path for model in ("aff_*", *BASELINES) for path in CONFIGS.glob(f"*/*/{model}.yaml")),
+    *CONFIGS.glob("models/*_1_5th.yaml"),
+    *CONFIGS.glob("detectron2/[a-z]*.yaml"),
+]
+
+
 @pytest.mark.parametrize(
     "path",
-    [*CONFIGS.glob("*/*/aff_*.yaml"), *CONFIGS.glob("models/*_1_5th.yaml")],
+    LEAVES,
     ids=lambda path: path.relative_to(CONFIGS).as_posix(),
 )
 def test_leaf_holds_only_what_differs(path):
@@ -306,17 +391,20 @@ def test_leaf_holds_only_what_differs(path):
     inherited = get_cfg()
     add_aff_config(inherited)
     for base in [bases] if isinstance(bases, str) else bases:
-        inherited.merge_from_file(str(path.parent / base), allow_unsafe=False)
+        place = base if "://" in base else str(path.parent / base)
+        inherited.merge_from_file(place, allow_unsafe=False)
     for key, value in leaves(own):
         assert value != lookup(inherited, key), f"{key} repeats what {path} inherits"
 
 
 def test_there_are_no_other_tasks_or_variants():
     found = {
-        (path.parent.relative_to(CONFIGS).as_posix(), path.stem.removeprefix("aff_"))
-        for path in CONFIGS.glob("*/*/aff_*.yaml")
+        (path.parent.relative_to(CONFIGS).as_posix(), path.stem)
+        for path in CONFIGS.glob("*/*/[a-z]*.yaml")
     }
-    assert found == {(task, variant) for task in TASKS for variant in VARIANTS}
+    models = [*(f"aff_{variant}" for variant in VARIANTS), *BASELINES]
+    assert found == {(task, model) for task in TASKS for model in models}
+    assert {path.stem for path in CONFIGS.glob("models/*.yaml")} == set(models)
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("quick/*.yaml")), ids=lambda path: path.stem)

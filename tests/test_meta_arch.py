@@ -5,6 +5,7 @@ import torch
 from detectron2.modeling import build_model
 from detectron2.structures import Instances
 
+from aff_seg.errors import UserError
 from aff_seg.meta_arch import MaskFormer
 
 QUICK = "quick/shapes_cityscapes_panoptic"
@@ -42,6 +43,60 @@ def test_training_step(objects, model):
     # The last layer of stage 4 hands on nothing but its tokens; all else learns.
     assert missing == []
     assert all(p.grad.isfinite().all() for p in model.parameters())
+
+
+GRIDS = {
+    "build_resnet_backbone": {
+        "MODEL.BACKBONE.FREEZE_AT": 0,
+        "MODEL.RESNETS.OUT_FEATURES": ["res2", "res3", "res4", "res5"],
+        "MODEL.RESNETS.STEM_OUT_CHANNELS": 8,
+        "MODEL.RESNETS.RES2_OUT_CHANNELS": 16,
+        "MODEL.RESNETS.WIDTH_PER_GROUP": 4,
+        "MODEL.RESNETS.NORM": "BN",
+    },
+    "build_swin_backbone": {"MODEL.SWIN.EMBED_DIM": 12, "MODEL.SWIN.DEPTHS": [1, 1, 1, 1]},
+    "build_resnet_fpn_backbone": {
+        "MODEL.RESNETS.OUT_FEATURES": ["res2", "res3", "res4", "res5"],
+        "MODEL.FPN.IN_FEATURES": ["res2", "res3", "res4", "res5"],
+        "MODEL.FPN.OUT_CHANNELS": 8,
+    },
+}
+
+
+@pytest.fixture(scope="module", params=GRIDS)
+def grid_model(request, load_config, tiny_opts):
+    torch.manual_seed(0)
+    changes = {"MODEL.BACKBONE.NAME": request.param, **GRIDS[request.param]}
+    opts = [word for pair in changes.items() for word in pair]
+    return build_model(load_config(QUICK, *tiny_opts, *opts))
+
+
+def test_other_backbones_train(grid_model):
+    grid_model.train().zero_grad()
+    losses = grid_model([_record(40, 64, 3), _record(64, 50, 5)])
+    sum(losses.values()).backward()
+    trained = [p for p in grid_model.parameters() if p.requires_grad]
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in trained)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (33, 5), (64, 96)])
+def test_other_backbones_segment_any_size(size, grid_model):
+    grid_model.eval()
+    request = {"image": _image(*size), "height": 20, "width": 30}
+    (result,), tokens = grid_model.forward_with_tokens([request])
+    assert result["sem_seg"].shape == (19, 20, 30)
+    canvas = tuple(-(-side // 32) * 8 for side in size)
+    assert list(tokens)[:4] == ["res2", "res3", "res4", "res5"]
+    for step, points in zip((1, 2, 4, 8), tokens.values(), strict=False):
+        assert points.canvas == canvas
+        assert points.pos.shape[1] == canvas[0] * canvas[1] // step**2
+        assert points.pos[0, 0].tolist() == [(step - 1) / 2] * 2
+
+
+def test_a_backbone_without_fine_levels_is_told(load_config, tiny_opts):
+    opts = ["MODEL.BACKBONE.NAME", "build_resnet_backbone", "MODEL.RESNETS.OUT_FEATURES"]
+    with pytest.raises(UserError, match=r"needs \['res2', 'res3'\] of the backbone, which gives"):
+        build_model(load_config(QUICK, *tiny_opts, *opts, ["res4", "res5"]))
 
 
 def test_losses_are_weighted(model):

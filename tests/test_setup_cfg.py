@@ -28,6 +28,17 @@ def test_options_override_the_file_and_the_device_fits_the_machine():
     assert not cfg.is_frozen()
 
 
+def test_detectron2s_architectures_have_its_mapper_unless_another_is_named(tmp_path):
+    path = tmp_path / "retinanet.yaml"
+    path.write_text("MODEL: {META_ARCHITECTURE: RetinaNet}\n")
+    assert load_cfg(str(path)).INPUT.DATASET_MAPPER_NAME == "detectron2"
+    named = ["INPUT.DATASET_MAPPER_NAME", "mine"]
+    assert load_cfg(str(path), named).INPUT.DATASET_MAPPER_NAME == "mine"
+    assert load_cfg(MINI).INPUT.DATASET_MAPPER_NAME == "mask_former_panoptic"
+    ours = load_cfg(MINI, ["MODEL.META_ARCHITECTURE", "RetinaNet"])
+    assert ours.INPUT.DATASET_MAPPER_NAME == "mask_former_panoptic"
+
+
 def test_cpu_is_announced_in_one_line(monkeypatch, caplog):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     announce_device(load_cfg(MINI, ["MODEL.DEVICE", "cuda"]))
@@ -91,7 +102,7 @@ def test_unknown_variant_lists_those_there_are():
     missing = CONFIGS / "ade20k" / "semantic" / "aff_huge.yaml"
     assert error_of(missing) == (
         f"Config file {missing} does not exist; {missing.parent} has aff_base, aff_mini, "
-        "aff_mini_1_5th, aff_small, aff_small_1_5th, aff_tiny, aff_tiny_1_5th."
+        "aff_mini_1_5th, aff_small, aff_small_1_5th, aff_tiny, aff_tiny_1_5th, r50, swin_tiny."
     )
     assert "there is no folder" in error_of("nowhere/aff_mini.yaml")
     assert error_of("").startswith("Give a config")

@@ -175,7 +175,7 @@ class AutoFocusFormer(Backbone):
         drop_rate, drop_path_rate: dropout; largest stochastic depth (grows linearly from 0).
         patch_norm: LayerNorm after the patch embedding.
         checkpoint_blocks: compute activations of blocks again in the backward pass.
-        out_features: levels to return.
+        out_features: levels to return; stages after the last of them are not built.
 
     Raises:
         UserError: if the lists disagree in length or a value is out of range.
@@ -212,15 +212,17 @@ class AutoFocusFormer(Backbone):
             if len(value) != len(LEVELS):
                 raise UserError(f"{name} needs {len(LEVELS)} values, one a stage; got {value}")
         _check_rate(ds_rate)
-        if unknown := set(out_features) - set(LEVELS):
-            raise UserError(f"out_features must be among {LEVELS}, got {sorted(unknown)}")
+        if set(out_features) - set(LEVELS) or not out_features:
+            raise UserError(f"out_features must be among {LEVELS}, got {list(out_features)}")
 
         self.patch_embed = PatchEmbed(embed_dim[0], norm=patch_norm)
         self.pos_drop = nn.Dropout(drop_rate)
         steps = max(1, sum(depths) - 1)
         drop_path = [drop_path_rate * i / steps for i in range(sum(depths))]
         self.layers = nn.ModuleList()
-        for i, depth in enumerate(depths):
+        # Up to the last level that is wanted: no parameter goes without a gradient.
+        wanted = max(LEVELS.index(level) for level in out_features) + 1
+        for i, depth in enumerate(depths[:wanted]):
             blocks = [
                 Block(
                     embed_dim[i],
@@ -235,7 +237,7 @@ class AutoFocusFormer(Backbone):
             stage = Stage(
                 i + 1,
                 embed_dim[i],
-                embed_dim[i + 1] if i + 1 < len(depths) else None,
+                embed_dim[i + 1] if i + 1 < wanted else None,
                 blocks,
                 cluster_size=cluster_size,
                 nbhd_size=nbhd_size[i],
@@ -245,7 +247,8 @@ class AutoFocusFormer(Backbone):
                 checkpoint=checkpoint_blocks,
             )
             self.layers.append(stage)
-            self.add_module(f"norm{i}", nn.LayerNorm(embed_dim[i]))
+            if LEVELS[i] in out_features:
+                self.add_module(f"norm{i}", nn.LayerNorm(embed_dim[i]))
 
         self._out_features = list(out_features)
         self._out_feature_channels = dict(zip(LEVELS, embed_dim, strict=True))
@@ -311,7 +314,7 @@ class AutoFocusFormer(Backbone):
         feat = self.pos_drop(feat)
         pos = grid_positions(canvas, feat.device).expand(len(feat), -1, -1)
         out = {}
-        for i, (level, stage) in enumerate(zip(LEVELS, self.layers, strict=True)):
+        for i, (level, stage) in enumerate(zip(LEVELS, self.layers, strict=False)):
             points, feat, pos = stage(feat, pos, canvas)
             if level in self._out_features:
                 normed = getattr(self, f"norm{i}")(points.feat)

@@ -9,6 +9,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.catalog import Metadata
 from detectron2.utils.file_io import PathManager
 
+from aff_seg.architectures import detectron2_architecture
 from aff_seg.data.cityscapes_files import check_cityscapes_files
 from aff_seg.data.remedies import draw_command, is_drawn, prepare_command
 from aff_seg.errors import UserError
@@ -25,7 +26,13 @@ _FILE_KEYS = ("file_name", "sem_seg_file_name", "pan_seg_file_name")
 # Layout of make_shapes.py and folder in the root, by the beginning of a dataset's name.
 _LAYOUTS = {"coco_2017_": ("coco", "coco"), "ade20k_": ("ade20k", "ADEChallengeData2016")}
 # Parts of paths that datasets/prepare_*.py make.
-_MADE = ("annotations_detectron2", "ade20k_instance_", "ade20k_panoptic_", "panoptic_semseg_")
+_MADE = (
+    "annotations_detectron2",
+    "ade20k_instance_",
+    "ade20k_panoptic_",
+    "panoptic_semseg_",
+    "panoptic_stuff_",
+)
 _INSTANCE_EVALUATORS = ("coco", "cityscapes_instance")
 
 
@@ -33,7 +40,8 @@ def check_datasets(cfg: CfgNode, *, splits: tuple[str, ...] = ("TRAIN", "TEST"))
     """Make sure that the datasets of ``cfg`` are known, complete, and fit the model.
 
     Every image and annotation file must exist (their content is not read), and the number
-    of classes must be ``MODEL.SEM_SEG_HEAD.NUM_CLASSES``.
+    of classes must be that of the model: ``MODEL.SEM_SEG_HEAD.NUM_CLASSES``, or where Detectron2's
+    other architectures have theirs.
 
     Args:
         cfg: names under ``DATASETS``.
@@ -57,7 +65,7 @@ def check_datasets(cfg: CfgNode, *, splits: tuple[str, ...] = ("TRAIN", "TEST"))
             trains = any(map(_can_train, _check_files(name, metadata)))
         if name in cfg.DATASETS.TRAIN and trains:
             seeks_objects = False
-        _check_class_count(name, metadata, cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES)
+        _check_class_counts(name, metadata, cfg)
     if seeks_objects:
         raise UserError(
             f"No image of {', '.join(cfg.DATASETS.TRAIN)} shows an object to train on; correct the "
@@ -146,15 +154,21 @@ def remedy(name: str, path: str = "") -> str:
     return "correct the paths with which it is registered, or complete its files"
 
 
-def _check_class_count(name: str, metadata: Metadata, num_classes: int) -> None:
+def _check_class_counts(name: str, metadata: Metadata, cfg: CfgNode) -> None:
     things, stuff = metadata.get("thing_classes"), metadata.get("stuff_classes")
-    if metadata.get("evaluator_type") in _INSTANCE_EVALUATORS:
-        classes = things
+    architecture = detectron2_architecture(cfg)
+    if architecture is not None:
+        counted = {architecture.things: things, architecture.stuff: stuff}
+    elif metadata.get("evaluator_type") in _INSTANCE_EVALUATORS:
+        counted = {"SEM_SEG_HEAD": things}
     else:
-        classes = stuff if stuff is not None else things
-    if classes is not None and len(classes) != num_classes:
-        raise UserError(
-            f"Dataset {name} has {len(classes)} classes, but MODEL.SEM_SEG_HEAD.NUM_CLASSES is "
-            f"{num_classes}; choose a config file made for this dataset or set "
-            f"MODEL.SEM_SEG_HEAD.NUM_CLASSES {len(classes)}."
-        )
+        counted = {"SEM_SEG_HEAD": stuff if stuff is not None else things}
+    for part, classes in counted.items():
+        if part is None or classes is None:
+            continue
+        key, count = f"MODEL.{part}.NUM_CLASSES", cfg.MODEL[part].NUM_CLASSES
+        if len(classes) != count:
+            raise UserError(
+                f"Dataset {name} has {len(classes)} classes, but {key} is {count}; choose a config "
+                f"file made for this dataset or set {key} {len(classes)}."
+            )

@@ -13,6 +13,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils import comm
 from tqdm import tqdm
 
+from aff_seg.architectures import detectron2_architecture
 from aff_seg.data.labels import read_label_image
 from aff_seg.data.loaders import (
     Records,
@@ -37,7 +38,8 @@ def register_custom(cfg: CfgNode) -> None:
     """Register the entries of ``DATASETS.CUSTOM`` that the config trains or tests on.
 
     ``CLASSES`` of the entries in ``cfg`` become full lists of categories, so that a saved config
-    needs no annotation files, and ``MODEL.SEM_SEG_HEAD.NUM_CLASSES`` is set to their number.
+    needs no annotation files, and ``MODEL.SEM_SEG_HEAD.NUM_CLASSES``, or where the architecture of
+    the model counts its classes, is set to their number.
 
     Args:
         cfg: with the keys of this project; changed in place.
@@ -60,7 +62,24 @@ def register_custom(cfg: CfgNode) -> None:
     _check_same_classes(list(chosen.values()))
     cfg.DATASETS.CUSTOM = entries
     if used and used[0] in chosen:
-        cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = len(chosen[used[0]]["CLASSES"])
+        part = _counting_part(cfg, chosen[used[0]])
+        cfg.MODEL[part].NUM_CLASSES = len(chosen[used[0]]["CLASSES"])
+
+
+def _counting_part(cfg: CfgNode, entry: dict) -> str:
+    """Part of ``MODEL`` whose ``NUM_CLASSES`` counts the classes of an entry."""
+    architecture = detectron2_architecture(cfg)
+    if architecture is None:
+        return "SEM_SEG_HEAD"
+    part = {"coco": architecture.things, "semantic": architecture.stuff}.get(entry["KIND"])
+    # Both together is a form of its own, see Detectron2's "separated" COCO.
+    if part is None or (architecture.things and architecture.stuff):
+        raise UserError(
+            f"DATASETS.CUSTOM {entry['NAME']} has KIND {entry['KIND']}, which is not for "
+            f"MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE}; detectors take coco, "
+            "SemanticSegmentor takes semantic, MaskFormer takes each."
+        )
+    return part
 
 
 def _checked(entry: dict, place: int) -> dict:

@@ -8,16 +8,18 @@ augmentations are known.
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
-from detectron2.config import CfgNode
+from detectron2.config import CfgNode, configurable
 from detectron2.data import DatasetMapper
 from detectron2.data import detection_utils as utils
 from detectron2.data import transforms as T
 from detectron2.projects.point_rend.color_augmentation import ColorAugSSDTransform
 from detectron2.structures import Instances
 
+from aff_seg.architectures import DETECTRON2, Architecture, detectron2_architecture
 from aff_seg.data.labels import (
     InstanceLabels,
     PanopticLabels,
@@ -233,6 +235,59 @@ def _to_tensor(image: np.ndarray, padded: Size) -> torch.Tensor:
     return tensor
 
 
+class Detectron2Mapper(DatasetMapper):
+    """Detectron2's mapper for training its own architectures, which names bad input.
+
+    Args:
+        needs: keys that a record must have.
+    """
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict:
+        architecture = detectron2_architecture(cfg) or Architecture(frozenset())
+        needs = {"annotations": architecture.things, "sem_seg_file_name": architecture.stuff}
+        options = super().from_config(cfg, is_train=True)
+        return {**options, "needs": [key for key, part in needs.items() if part]}
+
+    @configurable
+    def __init__(self, *, needs: list[str], **options: Any):
+        super().__init__(**options)
+        self.needs = needs
+
+    def __call__(self, record: dict) -> dict:
+        """Turn a record into an input of the model.
+
+        Raises:
+            UserError: a file cannot be read, or the record does not fit the model.
+        """
+        for key in self.needs:
+            if key not in record:
+                raise UserError(
+                    f"The record of {record['file_name']} has no {key}, which this "
+                    "MODEL.META_ARCHITECTURE is trained on; name another dataset in DATASETS.TRAIN."
+                )
+        for annotation in record.get("annotations", ()):
+            fault = None if annotation.get("iscrowd", 0) else self._fault(annotation)
+            if fault:
+                raise UserError(f"The record of {record['file_name']} has an object {fault}.")
+        try:
+            return super().__call__(record)
+        except (OSError, SyntaxError, ValueError, utils.SizeMismatchError) as error:
+            raise UserError(f"{record['file_name']} cannot be used ({error}).") from error
+
+    def _fault(self, annotation: dict) -> str | None:
+        """What Detectron2 would stumble over, and what to do."""
+        if "bbox" not in annotation:
+            return "without bbox; add it to the annotations"
+        if not self.use_instance_mask:
+            return None
+        if not annotation.get("segmentation"):
+            return "without segmentation; add it, or set MODEL.MASK_ON False"
+        if self.instance_mask_format == "polygon" and isinstance(annotation["segmentation"], dict):
+            return "whose mask is no polygon; set INPUT.MASK_FORMAT bitmask"
+        return None
+
+
 class EvaluationMapper(DatasetMapper):
     """Detectron2's mapper for evaluation, which names a picture that cannot be read."""
 
@@ -251,17 +306,18 @@ class EvaluationMapper(DatasetMapper):
             raise UserError(f"{record['file_name']} cannot be read ({error}).") from error
 
 
-def build_train_mapper(cfg: CfgNode) -> TrainMapper:
-    """Build the mapper that ``INPUT.DATASET_MAPPER_NAME`` names.
+def build_train_mapper(cfg: CfgNode) -> TrainMapper | Detectron2Mapper:
+    """Build the mapper that ``INPUT.DATASET_MAPPER_NAME`` names, of :data:`MAPPERS` or detectron2.
 
     Raises:
         UserError: there is no mapper of that name.
     """
     name = cfg.INPUT.DATASET_MAPPER_NAME
+    if name == DETECTRON2:
+        return Detectron2Mapper(cfg)
     if name not in MAPPERS:
-        raise UserError(
-            f"INPUT.DATASET_MAPPER_NAME is {name!r}; it must be one of {', '.join(MAPPERS)}."
-        )
+        known = ", ".join((*MAPPERS, DETECTRON2))
+        raise UserError(f"INPUT.DATASET_MAPPER_NAME is {name!r}; it must be one of {known}.")
     pipeline = MAPPERS[name]
     return TrainMapper(
         labels=pipeline.labels,

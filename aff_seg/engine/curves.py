@@ -79,11 +79,7 @@ def plot_curves(metrics_file: str, picture: str) -> bool:
         Whether there was anything to draw.
     """
     series = read_metrics(metrics_file)
-    panels = [
-        (title, {label: series[key] for key, label in scalars.items() if key in series})
-        for title, scalars in PANELS
-    ]
-    panels = [(title, curves) for title, curves in panels if curves]
+    panels = curves_of(series)
     if not panels:
         return False
     columns = min(len(panels), 2)
@@ -106,3 +102,18 @@ def plot_curves(metrics_file: str, picture: str) -> bool:
         axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(picture, dpi=110)
     return True
+
+
+def curves_of(series: dict[str, Series]) -> list[tuple[str, dict[str, Series]]]:
+    """The panels of :data:`PANELS` that have curves; for Detectron2's models, its losses."""
+    found = []
+    for title, scalars in PANELS:
+        if "loss_ce" in scalars and "loss_ce" not in series:
+            names = sorted(name for name in series if name.startswith("loss_"))
+            title, scalars = "Losses", {name: name.removeprefix("loss_") for name in names}
+        elif "segm/AP" in scalars and "segm/AP" not in series:
+            scalars = {**scalars, "bbox/AP": "AP_box"}
+        curves = {label: series[key] for key, label in scalars.items() if key in series}
+        if curves:
+            found.append((title, curves))
+    return found

@@ -31,13 +31,14 @@ class StepOptions:
         parts: pieces of equal size that a batch is passed in, one after the other.
         max_skipped: most steps in a row that may be skipped.
         precision: type of autocast; None computes in float32.
-        as_one: given a batch, a context in which the losses of its parts add up to its own.
+        as_one: given a batch, a context in which the losses of its parts add up to its own. None:
+            the losses of a batch are the means of those of its parts.
     """
 
     parts: int = 1
     max_skipped: int = 0
     precision: torch.dtype | None = None
-    as_one: Callable[[Batch], contextlib.AbstractContextManager] = contextlib.nullcontext
+    as_one: Callable[[Batch], contextlib.AbstractContextManager] | None = None
 
 
 class TrainLoop(SimpleTrainer):
@@ -105,7 +106,8 @@ class TrainLoop(SimpleTrainer):
         """
         size = len(batch) // self.options.parts
         total, bad = {}, {}
-        with self.options.as_one(batch):
+        as_one = self.options.as_one
+        with as_one(batch) if as_one else contextlib.nullcontext():
             for first in range(0, len(batch), size):
                 part = batch[first : first + size]
                 losses = self._backward_part(part, last=first + size >= len(batch))
@@ -121,6 +123,8 @@ class TrainLoop(SimpleTrainer):
         with self.model.no_sync() if waits else contextlib.nullcontext():
             with torch.autocast(device, dtype=precision, enabled=precision is not None):
                 losses = self.model(part)
+            if self.options.as_one is None and self.options.parts > 1:
+                losses = {name: loss / self.options.parts for name, loss in losses.items()}
             self.grad_scaler.scale(sum(losses.values())).backward()
         # One transfer for all.
         values = torch.stack([loss.detach().float() for loss in losses.values()]).cpu()

@@ -26,8 +26,8 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     """The optimizer of ``SOLVER``, with its parameter groups and gradient clipping.
 
     Parameters whose name contains "backbone" learn at ``BASE_LR * BACKBONE_MULTIPLIER``.
-    Norm layers decay by ``WEIGHT_DECAY_NORM``, embeddings by ``WEIGHT_DECAY_EMBED``, all other
-    parameters, biases included, by ``WEIGHT_DECAY``.
+    Norm layers decay by ``WEIGHT_DECAY_NORM``, embeddings by ``WEIGHT_DECAY_EMBED``, tables of
+    relative positions not at all, all other parameters, biases included, by ``WEIGHT_DECAY``.
 
     Raises:
         UserError: ``SOLVER.OPTIMIZER`` is unknown.
@@ -56,6 +56,8 @@ def _parameter_groups(cfg: CfgNode, model: nn.Module) -> list[dict]:
         weight_decay=solver.WEIGHT_DECAY,
         weight_decay_norm=solver.WEIGHT_DECAY_NORM,
         lr_factor_func=lambda name: solver.BACKBONE_MULTIPLIER if "backbone" in name else 1.0,
+        # Swin's, as it was published.
+        overrides={"relative_position_bias_table": {"weight_decay": 0.0}},
     )
     embeddings = [
         parameter

@@ -56,7 +56,7 @@ class Trainer(DefaultTrainer):
             parts=cfg.SOLVER.ACCUMULATE,
             max_skipped=cfg.SOLVER.MAX_SKIPPED,
             precision=autocast_type(cfg, device),
-            as_one=model.as_one,
+            as_one=getattr(model, "as_one", None),
         )
         model = create_ddp_model(model, broadcast_buffers=False, device_ids=devices)
         self.stop_request = StopRequest()

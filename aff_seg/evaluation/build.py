@@ -3,11 +3,13 @@
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators
 
+from aff_seg.architectures import FLAGS, detectron2_architecture, outputs_of
 from aff_seg.data.checks import remedy
 from aff_seg.errors import UserError
 from aff_seg.evaluation import cityscapes
@@ -22,7 +24,7 @@ class Entry:
     """A kind of evaluator.
 
     Attributes:
-        output: flag of ``MASK_FORMER.TEST`` that turns on what it reads.
+        output: what it reads of the model's outputs, see :mod:`aff_seg.architectures`.
         task: its key in the results.
         metrics: its metrics there; one with ``-`` at its end goes on with the name of a class.
         build: from (dataset name, output folder).
@@ -37,32 +39,39 @@ class Entry:
 
 
 SEMANTIC = Entry(
-    "SEMANTIC_ON",
+    "sem_seg",
     "sem_seg",
     ("mIoU", "fwIoU", "mACC", "pACC", "IoU-", "ACC-"),
     SemanticEvaluator,
 )
 INSTANCE = Entry(
-    "INSTANCE_ON",
+    "instances",
     "segm",
     ("AP", "AP50", "AP75", "APs", "APm", "APl", "AP-"),
     InstanceEvaluator,
     reads="json_file",
 )
 PANOPTIC = Entry(
-    "PANOPTIC_ON",
+    "panoptic_seg",
     "panoptic_seg",
     tuple(f"{metric}{group}" for metric in ("PQ", "SQ", "RQ") for group in GROUPS),
     PanopticEvaluator,
 )
+BOXES = Entry(
+    "boxes",
+    "bbox",
+    ("AP", "AP50", "AP75", "APs", "APm", "APl", "AP-"),
+    partial(InstanceEvaluator, tasks=("bbox",)),
+    reads="json_file",
+)
 CITYSCAPES_SEMANTIC = Entry(
-    "SEMANTIC_ON",
+    "sem_seg",
     "sem_seg",
     ("IoU", "iIoU", "IoU_sup", "iIoU_sup"),
     cityscapes.SemanticEvaluator,
 )
 CITYSCAPES_INSTANCE = Entry(
-    "INSTANCE_ON",
+    "instances",
     "segm",
     ("AP", "AP50"),
     cityscapes.InstanceEvaluator,
@@ -70,9 +79,9 @@ CITYSCAPES_INSTANCE = Entry(
 
 EVALUATORS: dict[str, tuple[Entry, ...]] = {
     "sem_seg": (SEMANTIC,),
-    "coco": (INSTANCE,),
-    "coco_panoptic_seg": (PANOPTIC, INSTANCE, SEMANTIC),
-    "ade20k_panoptic_seg": (PANOPTIC, INSTANCE, SEMANTIC),
+    "coco": (INSTANCE, BOXES),
+    "coco_panoptic_seg": (PANOPTIC, INSTANCE, BOXES, SEMANTIC),
+    "ade20k_panoptic_seg": (PANOPTIC, INSTANCE, BOXES, SEMANTIC),
     "cityscapes_sem_seg": (CITYSCAPES_SEMANTIC,),
     "cityscapes_instance": (CITYSCAPES_INSTANCE,),
     "cityscapes_panoptic_seg": (PANOPTIC, CITYSCAPES_INSTANCE, CITYSCAPES_SEMANTIC),
@@ -94,6 +103,11 @@ def check_evaluators(cfg: CfgNode) -> None:
                     f"Dataset {name}: {path} is missing, which its evaluation reads; "
                     f"{remedy(name, path)}."
                 )
+    if cfg.TEST.AUG.ENABLED and detectron2_architecture(cfg) is not None:
+        raise UserError(
+            f"TEST.AUG.ENABLED is True, but test-time augmentation is for MaskFormer, not for "
+            f"MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE}; set it to False."
+        )
     if cfg.TEST.AUG.ENABLED and cfg.DATASETS.TEST and not semantic_tests(cfg):
         raise UserError(
             "TEST.AUG.ENABLED is True, but test-time augmentation is of semantic results alone, "
@@ -131,10 +145,10 @@ def check_best_metric(cfg: CfgNode) -> None:
 
 
 def build_evaluator(cfg: CfgNode, dataset_name: str, output_folder: str) -> DatasetEvaluators:
-    """The evaluators that score a dataset on the outputs that ``MASK_FORMER.TEST`` turns on.
+    """The evaluators that score a dataset on what the model of a config gives.
 
     Args:
-        cfg: config with ``MODEL.MASK_FORMER.TEST``.
+        cfg: config of the model, see :func:`aff_seg.architectures.outputs_of`.
         dataset_name: registered name; its metadata holds ``evaluator_type``.
         output_folder: where evaluators leave their predictions.
 
@@ -154,11 +168,20 @@ def _entries(cfg: CfgNode, dataset_name: str) -> list[Entry]:
             f"Dataset {dataset_name} has evaluator_type {kind!r}; "
             f"known are {', '.join(EVALUATORS)}."
         )
-    flags = cfg.MODEL.MASK_FORMER.TEST
-    entries = [entry for entry in EVALUATORS[kind] if flags[entry.output]]
+    outputs = outputs_of(cfg)
+    entries = [entry for entry in EVALUATORS[kind] if entry.output in outputs]
     if not entries:
-        wanted = " or ".join(entry.output for entry in EVALUATORS[kind])
-        raise UserError(
-            f"Dataset {dataset_name} needs MODEL.MASK_FORMER.TEST.{wanted} to be evaluated."
-        )
+        raise UserError(_nothing_to_score(cfg, dataset_name, EVALUATORS[kind]))
     return entries
+
+
+def _nothing_to_score(cfg: CfgNode, dataset_name: str, entries: tuple[Entry, ...]) -> str:
+    if detectron2_architecture(cfg) is None:
+        wanted = " or ".join(FLAGS[entry.output] for entry in entries if entry.output in FLAGS)
+        return f"Dataset {dataset_name} needs MODEL.MASK_FORMER.TEST.{wanted} to be evaluated."
+    scored = " or ".join(entry.output for entry in entries)
+    return (
+        f"Dataset {dataset_name} is scored by {scored}, but "
+        f"MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE} gives "
+        f"{', '.join(sorted(outputs_of(cfg)))}; name another in DATASETS.TEST."
+    )

@@ -34,15 +34,18 @@ class InstanceEvaluator(COCOEvaluator):
             panoptic images, of which the things are the ground truth; and, unless the model counts
             as the file does, ``thing_dataset_id_to_contiguous_id``.
         output_dir: gets the predictions, or None.
+        tasks: "bbox" and "segm", or the former alone, for which annotations need no masks.
     """
 
-    def __init__(self, dataset_name: str, output_dir: str | None = None):
+    def __init__(
+        self, dataset_name: str, output_dir: str | None = None, *, tasks: tuple[str, ...] = TASKS
+    ):
         self._dataset = MetadataCatalog.get(dataset_name)
         with _annotations_of(self._dataset) as path:
             # Detectron2 asks the catalog for the file.
             alias = f"{dataset_name} instances"
             MetadataCatalog[alias] = Metadata(name=alias, json_file=path)
-            super().__init__(alias, TASKS, output_dir=output_dir)
+            super().__init__(alias, tasks, output_dir=output_dir)
             MetadataCatalog.remove(alias)
         categories = self._coco_api.loadCats(sorted(self._coco_api.getCatIds()))
         # Detectron2 takes ids from here, which must count from 0, and names in the file's order.
@@ -77,6 +80,10 @@ class InstanceEvaluator(COCOEvaluator):
         """
         for annotation in self._coco_api.dataset["annotations"]:
             if annotation["image_id"] not in self._coco_api.imgs:
+                continue
+            if self._tasks == ("bbox",) and "bbox" in annotation:
+                area = annotation["bbox"][2] * annotation["bbox"][3]
+                yield {"iscrowd": 0, "area": area, **annotation}
                 continue
             segmentation = annotation.get("segmentation")
             if not segmentation:

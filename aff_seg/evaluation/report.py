@@ -21,15 +21,22 @@ COLUMNS = (
     ("PQ_st", "panoptic_seg", ("PQ_st",)),
     ("AP", "segm", ("AP",)),
     ("AP50", "segm", ("AP50",)),
+    ("AP_box", "bbox", ("AP",)),
+    ("AP50_box", "bbox", ("AP50",)),
     ("mIoU", "sem_seg", ("mIoU", "IoU")),
     ("mIoU_TTA", "sem_seg_TTA", ("mIoU", "IoU")),
 )
 
 
 def summarize(tasks: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
-    """The main metrics of one dataset in percent, by column name, as far as measured."""
+    """The main metrics of one dataset in percent, by column name, as far as measured.
+
+    Boxes count where there are no masks.
+    """
     summary = {}
     for column, task, names in COLUMNS:
+        if task == "bbox" and "segm" in tasks:
+            continue
         for name in names:
             if name in tasks.get(task, {}):
                 summary[column] = float(tasks[task][name])

@@ -17,17 +17,15 @@ from torch import Tensor, nn
 
 from aff_seg import ops
 from aff_seg.backbone.clustering import Neighbourhood, grid_positions
+from aff_seg.backbone.grid import INTERPOLATION_NEIGHBOURS, INTERPOLATION_POWER
 from aff_seg.backbone.merging import PointConv
 from aff_seg.errors import UserError
 from aff_seg.head.position import sine_encoding
 from aff_seg.layers import Linear, by_parts
 from aff_seg.structures import Points
 
-# Neighbours of an interpolation and of the last convolution; exponent of the former on
-# squared distances.
-INTERPOLATION_NEIGHBOURS = 4
+# Neighbours of the last convolution.
 CONV_NEIGHBOURS = 9
-INTERPOLATION_POWER = 3.0
 
 
 @dataclass(frozen=True)

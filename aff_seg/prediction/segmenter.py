@@ -48,11 +48,17 @@ class Segmenter:
         batch: most images that pass through the model together.
 
     Raises:
-        UserError: the weights are missing, damaged, or of another model.
+        UserError: the model is not MaskFormer, or its weights are missing, damaged, or of another
+            model.
     """
 
     def __init__(self, cfg: CfgNode, *, dtype: torch.dtype = torch.float32):
         self.model = build_model(cfg).eval()
+        if not hasattr(self.model, "forward_with_tokens"):
+            raise UserError(
+                f"MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE} is not shown here, only "
+                "MaskFormer is; take Detectron2's DefaultPredictor and Visualizer."
+            )
         Checkpointer(self.model).load(cfg.MODEL.WEIGHTS)
         datasets = (*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN)
         self.metadata = MetadataCatalog.get(datasets[0]) if datasets else Metadata()

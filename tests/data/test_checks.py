@@ -213,6 +213,17 @@ def test_another_class_count_is_told(task, cityscapes):
     assert f"has {TASKS[task]} classes" in message and "NUM_CLASSES is 133" in message
 
 
+def test_class_counts_of_detectron2s_architectures(cityscapes):
+    name = cityscapes("cityscapes_instance")
+    for architecture, part in (("GeneralizedRCNN", "ROI_HEADS"), ("RetinaNet", "RETINANET")):
+        cfg = make_cfg(name, num_classes=133)
+        cfg.MODEL.META_ARCHITECTURE = architecture
+        cfg.INPUT.DATASET_MAPPER_NAME = "detectron2"
+        assert f"has 8 classes, but MODEL.{part}.NUM_CLASSES is 80; " in told(cfg)
+        cfg.MODEL[part].NUM_CLASSES = 8
+        check_datasets(cfg)
+
+
 def test_an_unknown_name_gets_close_matches():
     message = told(make_cfg("cityscapes_panoptic_train", num_classes=19))
     assert "cityscapes_fine_panoptic_train" in message

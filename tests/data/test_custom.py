@@ -105,6 +105,87 @@ def test_records_have_what_the_mappers_read(mapper, root):
     assert [len(mapper(records[name])["instances"]) for name in SCENES] == expected
 
 
+def detectron2_cfg(architecture, entry):
+    cfg = make_cfg(entry)
+    cfg.MODEL.META_ARCHITECTURE = architecture
+    cfg.INPUT.DATASET_MAPPER_NAME = "detectron2"
+    cfg.INPUT.MIN_SIZE_TRAIN = (SIZE[0],)
+    register_custom(cfg)
+    return cfg
+
+
+def with_boxes(root, tmp_path, **changes):
+    """An entry whose annotations have boxes, and what else ``changes`` give."""
+    content = json.loads((root / "instances.json").read_text())
+    for annotation in content["annotations"]:
+        annotation.update(bbox=[1, 2, 8, 9], **changes)
+    path = tmp_path / "boxes.json"
+    path.write_text(json.dumps(content))
+    return entry_of("coco", root, ANNOTATIONS=str(path))
+
+
+@pytest.mark.parametrize(
+    ("architecture", "part"),
+    [("GeneralizedRCNN", "ROI_HEADS"), ("RetinaNet", "RETINANET")],
+)
+def test_detectors_of_detectron2_take_boxes_and_masks(architecture, part, root, tmp_path):
+    cfg = detectron2_cfg(architecture, with_boxes(root, tmp_path))
+    assert cfg.MODEL[part].NUM_CLASSES == 2
+    assert cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES == get_cfg().MODEL.SEM_SEG_HEAD.NUM_CLASSES
+    check_datasets(cfg)
+    records = {name_of(record): record for record in DatasetCatalog.get("small")}
+    for masks in (False, True):
+        cfg.MODEL.MASK_ON, cfg.INPUT.MASK_FORMAT = masks, "bitmask"
+        mapper = build_train_mapper(cfg)
+        found = {name: mapper(record)["instances"] for name, record in records.items()}
+        assert [len(found[name]) for name in SCENES] == [2, 1, 0]
+        assert found["first"].has("gt_masks") == masks
+        assert found["first"].gt_boxes.tensor[0].tolist()[1::2] == [2, 11]
+
+
+def test_semantic_segmentor_of_detectron2_takes_label_images(root):
+    cfg = detectron2_cfg("SemanticSegmentor", entry_of("semantic", root))
+    assert cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES == 4
+    check_datasets(cfg)
+    given = build_train_mapper(cfg)(DatasetCatalog.get("small")[0])
+    assert given["sem_seg"].shape == given["image"].shape[1:] == SIZE
+
+
+def test_what_detectron2s_models_cannot_be_trained_on_is_told(root, tmp_path):
+    for architecture, kind in (
+        ("GeneralizedRCNN", "coco_panoptic"),
+        ("RetinaNet", "semantic"),
+        ("SemanticSegmentor", "coco"),
+        ("PanopticFPN", "coco_panoptic"),
+    ):
+        sentence = f"has KIND {kind}, which is not for MODEL.META_ARCHITECTURE {architecture};"
+        with pytest.raises(UserError, match=sentence):
+            detectron2_cfg(architecture, entry_of(kind, root))
+
+    def told_by_mapper(entry, architecture="GeneralizedRCNN", masks=True):
+        cfg = detectron2_cfg(architecture, entry)
+        cfg.MODEL.MASK_ON = masks
+        records = {name_of(record): record for record in DatasetCatalog.get("small")}
+        with pytest.raises(UserError) as caught:
+            build_train_mapper(cfg)(records["first"])
+        return str(caught.value)
+
+    assert "an object without bbox; add it" in told_by_mapper(entry_of("coco", root))
+    boxed = with_boxes(root, tmp_path)
+    assert "no polygon; set INPUT.MASK_FORMAT bitmask." in told_by_mapper(boxed)
+    bare = with_boxes(root, tmp_path, segmentation=None)
+    assert "without segmentation; add it, or set MODEL.MASK_ON False." in told_by_mapper(bare)
+    cfg = detectron2_cfg("GeneralizedRCNN", boxed)
+    cfg.MODEL.MASK_ON = False
+    mapper = build_train_mapper(cfg)
+    record = {**DatasetCatalog.get("small")[0], "file_name": "/nowhere.jpg"}
+    with pytest.raises(UserError, match=r"^/nowhere.jpg cannot be used \("):
+        mapper(record)
+    del record["annotations"]
+    with pytest.raises(UserError, match="The record of /nowhere.jpg has no annotations, which"):
+        mapper(record)
+
+
 def test_names_and_colours_can_be_given(root):
     colours = [[1, 2, 3], [4, 5, 6]]
     registered(entry_of("coco", root, CLASSES=["Cat", "Dog"], COLORS=colours))

@@ -150,7 +150,7 @@ def test_drawings_have_the_rare_cases(size):
 def test_raw_datasets_have_only_what_is_published(tmp_path):
     draw(tmp_path, *DATASETS)
     names = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")}
-    for made in ("detectron2", "ade20k_", "semseg", "TrainIds", "cityscapes_panoptic"):
+    for made in ("detectron2", "ade20k_", "semseg", "stuff", "TrainIds", "cityscapes_panoptic"):
         assert not [name for name in names if made in name]
     instances = json.loads((tmp_path / "coco/annotations/instances_train2017.json").read_text())
     assert len(instances["images"]) == 3
@@ -311,6 +311,13 @@ def test_coco_semantic(split, index, root):
     name = f"{ {'train': 1, 'val': 1_000_001}[split] + index:012d}.png"
     labels = read(root / "coco" / f"panoptic_semseg_{split}2017" / name)
     np.testing.assert_array_equal(labels, table[drawn.labels])
+    # As Detectron2 counts: 0 for all things.
+    metadata = MetadataCatalog.get("coco_2017_val_panoptic_stuffonly")
+    class_of = metadata.stuff_dataset_id_to_contiguous_id
+    ids = {category["name"]: category["id"] for category in COCO_CATEGORIES}
+    table = np.array([class_of.get(ids[name], 0) if name else 255 for name in names])
+    labels = read(root / "coco" / f"panoptic_stuff_{split}2017" / name)
+    np.testing.assert_array_equal(labels, table[drawn.labels])
 
 
 def cityscapes_stem(split: str, index: int) -> str:
@@ -451,7 +458,10 @@ def test_one_bad_file_is_named_and_the_rest_goes_on(layout, workers, root, tmp_p
                 "ADEChallengeData2016/ade20k_panoptic_train.json",
                 "ADEChallengeData2016/ade20k_panoptic_train/ADE_train_00000002.png",
             },
-            "coco": {"coco/panoptic_semseg_train2017/000000000002.png"},
+            "coco": {
+                "coco/panoptic_semseg_train2017/000000000002.png",
+                "coco/panoptic_stuff_train2017/000000000002.png",
+            },
             "cityscapes": {
                 "cityscapes/gtFine/cityscapes_panoptic_train.json",
                 "cityscapes/gtFine/cityscapes_panoptic_train/"

@@ -299,6 +299,8 @@ CASES = {
         ("coco/panoptic_semseg_val2017/000001000002.png", paint(133), "{} has the label 133"),
         ("coco/panoptic_semseg_val2017/000001000002.png", paint(3), "{} shows other classes than"),
         ("coco/panoptic_semseg_val2017/000001000002.png", shrink, "{} is 63 x 48 pixels"),
+        ("coco/panoptic_stuff_val2017/000001000002.png", delete, "{} is missing"),
+        ("coco/panoptic_stuff_val2017/000001000002.png", paint(54), "{} has the label 54"),
     ],
     "cityscapes": [
         (f"cityscapes/leftImg8bit/{BOCHUM}leftImg8bit.png", cut, "{} cannot be read as an image"),

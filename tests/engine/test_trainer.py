@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 
 from aff_seg import add_aff_config
 from aff_seg.cli import plain_errors
-from aff_seg.engine.curves import end_last_line, plot_curves, read_metrics
+from aff_seg.engine.curves import curves_of, end_last_line, plot_curves, read_metrics
 from aff_seg.engine.hooks import BestKeeper, CurvePlotter, ProgressPrinter
 from aff_seg.engine.trainer import _has_no_user_error, autocast_type, by_dataset
 from aff_seg.errors import UserError
@@ -57,6 +57,16 @@ def test_curves_are_drawn_as_far_as_there_are_any(tmp_path):
     empty = write_rows(tmp_path / "empty.json", [])
     assert not plot_curves(empty, str(tmp_path / "empty.png"))
     assert not (tmp_path / "empty.png").exists()
+
+
+def test_curves_of_detectron2s_models_are_their_losses():
+    row = [(1, 2.0)]
+    series = dict.fromkeys(("total_loss", "loss_cls", "loss_box_reg", "bbox/AP", "lr"), row)
+    titles = {title: list(curves) for title, curves in curves_of(series)}
+    assert titles["Losses"] == ["box_reg", "cls"]
+    assert titles["Evaluation (%)"] == ["AP_box"]
+    masks = dict(curves_of({**series, "segm/AP": row}))
+    assert list(masks["Evaluation (%)"]) == ["AP"]
 
 
 class Losses(nn.Module):

@@ -18,6 +18,7 @@ from PIL import Image
 from aff_seg import add_aff_config
 from aff_seg.errors import UserError
 from aff_seg.evaluation import (
+    build,
     build_evaluator,
     check_best_metric,
     check_evaluators,
@@ -283,6 +284,52 @@ def test_unknown_type_and_missing_outputs_are_user_errors(toy, tmp_path):
         build_evaluator(config(), toy, str(tmp_path))
     with pytest.raises(UserError, match="needs MODEL.MASK_FORMER.TEST.INSTANCE_ON"):
         build_evaluator(config(instance=False), "coco_2017_val", str(tmp_path))
+
+
+# Tasks that a panoptic dataset of COCO scores of what an architecture gives.
+GIVEN = {
+    "GeneralizedRCNN": ["segm"],
+    "RetinaNet": ["bbox"],
+    "SemanticSegmentor": ["sem_seg"],
+    "PanopticFPN": ["panoptic_seg", "segm", "sem_seg"],
+}
+
+
+@pytest.mark.parametrize("architecture", GIVEN)
+def test_what_an_architecture_gives_is_scored(architecture, toy):
+    MetadataCatalog.get(toy).evaluator_type = "coco_panoptic_seg"
+    cfg = config(semantic=False, instance=False, panoptic=False)
+    cfg.INPUT.DATASET_MAPPER_NAME = "detectron2"
+    cfg.MODEL.META_ARCHITECTURE, cfg.MODEL.MASK_ON = architecture, True
+    assert [entry.task for entry in build._entries(cfg, toy)] == GIVEN[architecture]
+    cfg.MODEL.MASK_ON = False
+    boxes = [task.replace("segm", "bbox") for task in GIVEN[architecture]]
+    assert [entry.task for entry in build._entries(cfg, toy)] == boxes
+    cfg.DATASETS.TEST, cfg.TEST.BEST_METRIC = (toy,), "AP_box"
+    if "bbox" in boxes:
+        check_best_metric(cfg)
+    else:
+        with pytest.raises(UserError, match="is scored by mIoU"):
+            check_best_metric(cfg)
+
+
+def test_outputs_that_a_dataset_does_not_score_are_told(toy, tmp_path):
+    MetadataCatalog.get(toy).evaluator_type = "coco"
+    cfg = config()
+    cfg.INPUT.DATASET_MAPPER_NAME = "detectron2"
+    cfg.MODEL.META_ARCHITECTURE = "SemanticSegmentor"
+    with pytest.raises(UserError) as caught:
+        build_evaluator(cfg, toy, str(tmp_path))
+    assert str(caught.value) == (
+        f"Dataset {toy} is scored by instances or boxes, but MODEL.META_ARCHITECTURE "
+        "SemanticSegmentor gives sem_seg; name another in DATASETS.TEST."
+    )
+
+
+def test_boxes_are_in_the_table_where_there_are_no_masks():
+    boxes = {"bbox": {"AP": 20.0, "AP50": 40.0}}
+    assert summarize(boxes) == {"AP_box": 20, "AP50_box": 40}
+    assert summarize({**boxes, "segm": {"AP": 30.0}}) == {"AP": 30}
 
 
 RESULTS = {

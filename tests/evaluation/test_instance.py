@@ -25,7 +25,7 @@ def score(tmp_path):
     """Scores the classes found in the mask of BOX against annotations."""
     name = f"instance_{tmp_path.name}"
 
-    def run(annotations, classes, id_map):
+    def run(annotations, classes, id_map, **options):
         MetadataCatalog.pop(name, None)
         path = tmp_path / "truth.json"
         image = {"id": "a", "file_name": "a.jpg", "height": SIZE[0], "width": SIZE[1]}
@@ -35,7 +35,7 @@ def score(tmp_path):
         metadata = MetadataCatalog.get(name).set(json_file=str(path))
         if id_map is not None:
             metadata.thing_dataset_id_to_contiguous_id = id_map
-        evaluator = InstanceEvaluator(name, str(tmp_path))
+        evaluator = InstanceEvaluator(name, str(tmp_path), **options)
         evaluator.reset()
         mask = np.zeros(SIZE, dtype=bool)
         mask[2:17, 2:22] = True
@@ -44,7 +44,9 @@ def score(tmp_path):
         found.pred_boxes = BitMasks(masks).get_bounding_boxes()
         found.pred_classes = torch.tensor(classes, dtype=torch.int64)
         evaluator.process([{"image_id": "a"}], [{"instances": found}])
-        return evaluator.evaluate()["segm"]
+        scores = evaluator.evaluate()
+        assert list(scores) == sorted(options.get("tasks", ("bbox", "segm")))
+        return scores[list(scores)[-1]]
 
     yield run
     MetadataCatalog.pop(name, None)
@@ -88,3 +90,12 @@ def test_polygons_of_two_points_are_left_out_as_in_training(score):
 
 def test_annotations_may_count_from_0(score):
     assert score([annotation(id=0)], [0], {7: 0, 30: 1})["AP"] == pytest.approx(100)
+
+
+def test_boxes_alone_need_no_masks(score):
+    boxed = annotation(bbox=[2, 2, 20, 15])
+    del boxed["segmentation"]
+    scores = score([boxed], [0], {7: 0, 30: 1}, tasks=("bbox",))
+    assert scores["AP"] == pytest.approx(100)
+    with pytest.raises(UserError, match="annotation 1 has no segmentation"):
+        score([boxed], [0], {7: 0, 30: 1})

@@ -195,6 +195,11 @@ def test_tokens_of_tiles_are_refused(weights):
         segmenter(weights)(random_image(64, 64), tile=64, tokens=True)
 
 
+def test_models_of_detectron2_are_refused(weights):
+    with pytest.raises(UserError, match="META_ARCHITECTURE SemanticSegmentor is not shown here"):
+        Segmenter.from_config("detectron2/semantic_aff_tiny_fpn_1x", weights, device="cpu")
+
+
 def test_a_config_is_found_by_its_name():
     assert find_config("ade20k/semantic/aff_tiny").endswith("configs/ade20k/semantic/aff_tiny.yaml")
     with pytest.raises(UserError, match="no config ade20k/semantic/aff_tny; .* aff_tiny|aff_tiny"):

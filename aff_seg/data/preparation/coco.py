@@ -1,10 +1,12 @@
-"""COCO 2017: a class for each pixel, from the panoptic images, to evaluate semantic segmentation.
+"""COCO 2017: a class for each pixel, from the panoptic images, for semantic segmentation.
 
+There are two countings of classes: every category, by which this project evaluates; and the stuff
+alone, with one class for all things, on which Detectron2 trains Panoptic FPN and semantic FPN.
 Instances and panoptic segments are used as they are published, and only checked here.
 """
 
 from collections import Counter
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -33,6 +35,15 @@ from aff_seg.errors import UserError
 _IGNORED = 255
 _CATEGORIES = [category["id"] for category in COCO_CATEGORIES]
 _CLASS_OF = {category: index for index, category in enumerate(_CATEGORIES)}
+_STUFF = [category["id"] for category in COCO_CATEGORIES if not category["isthing"]]
+_STUFF_CLASS_OF = {category: 0 for category in _CATEGORIES} | {
+    category: index for index, category in enumerate(_STUFF, start=1)
+}
+# Folder of the label images of a split, the classes of categories, and their number.
+_COUNTINGS = (
+    ("panoptic_semseg_{}2017", _CLASS_OF, len(_CATEGORIES)),
+    ("panoptic_stuff_{}2017", _STUFF_CLASS_OF, len(_STUFF) + 1),
+)
 _THINGS = [category for category in COCO_CATEGORIES if category["isthing"]]
 
 
@@ -147,7 +158,7 @@ def _read_panoptic(folder: Path, split: str) -> tuple[Listing, dict]:
 
 
 def _jobs(
-    listing: Listing, content: dict, pictures: Path, labels: Path, made: Path | None = None
+    listing: Listing, content: dict, pictures: Path, labels: Path, made: Sequence[Path] = ()
 ) -> list[Job]:
     """One job for each image with one annotation; :func:`_panoptic_faults` tells of others."""
     jobs = []
@@ -159,7 +170,7 @@ def _jobs(
                     name=record["image"]["id"],
                     picture=pictures / record["image"]["file_name"],
                     sources=(labels / name,),
-                    outputs=(made / name,) if made else (),
+                    outputs=tuple(folder / name for folder in made),
                     record=record,
                 )
             )
@@ -193,7 +204,7 @@ def _check_panoptic(listing: Path, job: Job, record: Record | None) -> list[str]
 def _semantic_step(folder: Path, split: str) -> Step:
     listing, content = _read_panoptic(folder, split)
     pictures, labels = _folder(folder, f"{split}2017"), _folder(folder, f"panoptic_{split}2017")
-    made = folder / f"panoptic_semseg_{split}2017"
+    made = [folder / name.format(split) for name, _, _ in _COUNTINGS]
     jobs = _jobs(listing, content, pictures, labels, made)
     names = {job.outputs[0].name for job in jobs}
     return Step(
@@ -201,12 +212,16 @@ def _semantic_step(folder: Path, split: str) -> Step:
         jobs=jobs,
         make=partial(_make_semantic, listing.path),
         check=partial(_check_semantic, listing.path),
-        check_whole=partial(_strays, listing.path, names, made, "*.png"),
+        check_whole=partial(_all_strays, listing.path, names, made),
     )
 
 
-def _classes(listing: Path, job: Job) -> np.ndarray:
-    """uint8 (H, W): place of the category in Detectron2's list, or 255 where there is none."""
+def _all_strays(listing: Path, names: set[str], folders: Sequence[Path]) -> list[str]:
+    return [fault for folder in folders for fault in _strays(listing, names, folder, "*.png")]
+
+
+def _classes(listing: Path, job: Job) -> list[np.ndarray]:
+    """uint8 (H, W) for each counting: class of the category, or 255 where there is none."""
     annotation = job.record["annotations"][0]
     path = job.sources[0]
     values, places = distinct(read_segment_ids(path, job.picture))
@@ -215,30 +230,38 @@ def _classes(listing: Path, job: Job) -> np.ndarray:
     faults = segment_faults(listing, path, annotation, shown, _CATEGORIES, _CATEGORIES)
     if faults:
         raise UserError(faults[0])
-    class_of = {s["id"]: _CLASS_OF[s["category_id"]] for s in annotation["segments_info"]}
-    class_of[0] = _IGNORED
-    return np.array([class_of[value] for value in values.tolist()], dtype=np.uint8)[places]
+    category_of = {s["id"]: s["category_id"] for s in annotation["segments_info"]}
+    maps = []
+    for _, class_of, _ in _COUNTINGS:
+        table = [class_of.get(category_of.get(value), _IGNORED) for value in values.tolist()]
+        maps.append(np.array(table, dtype=np.uint8)[places])
+    return maps
 
 
 def _make_semantic(listing: Path, job: Job) -> None:
-    write_png(job.outputs[0], _classes(listing, job))
+    for path, classes in zip(job.outputs, _classes(listing, job), strict=True):
+        write_png(path, classes)
 
 
 def _check_semantic(listing: Path, job: Job, record: Record | None) -> list[str]:
-    made = job.outputs[0]
-    labels = read_labels(made)
-    require_size(made, labels.shape, job.picture)
-    wrong = labels[(labels >= len(_CATEGORIES)) & (labels != _IGNORED)]
-    if wrong.size:
-        return [f"{made} has the label {wrong.max()}; labels are 0 to 132, or 255."]
-    if (labels != _classes(listing, job)).any():
-        return [f"{made} shows other classes than {job.sources[0]}."]
-    return []
+    faults = []
+    expected = _classes(listing, job)
+    for made, classes, (_, _, count) in zip(job.outputs, expected, _COUNTINGS, strict=True):
+        labels = read_labels(made)
+        require_size(made, labels.shape, job.picture)
+        wrong = labels[(labels >= count) & (labels != _IGNORED)]
+        if wrong.size:
+            faults.append(
+                f"{made} has the label {wrong.max()}; labels are 0 to {count - 1}, or 255."
+            )
+        elif (labels != classes).any():
+            faults.append(f"{made} shows other classes than {job.sources[0]}.")
+    return faults
 
 
 COCO = Dataset(
     folder="coco",
     published={"train": 118_287, "val": 5_000},
-    made=("panoptic_semseg_*",),
+    made=("panoptic_semseg_*", "panoptic_stuff_*"),
     steps=_steps,
 )
