@@ -98,7 +98,8 @@ def test_segmentation_files_cover_their_model(
     convert(str(tmp_path / "aff.pth"), str(tmp_path / "all.safetensors"))
     output = capsys.readouterr().out
     title = f"AFF-{variant.capitalize()}, {classes} classes, {queries} queries"
-    assert f"AFF segmentation file, {title}; left out: iteration, trainer\n" in output
+    title = f"checkpoint of a training, AFF segmentation file, {title}"
+    assert f"aff.pth: {title}; left out: iteration, trainer\n" in output
     total = table(output)["total"]
     assert total[:4] == [str(len(shapes)), "0", "0", "0"] and total[5] == "100.0%"
     assert same_bits(load_file(tmp_path / "all.safetensors"), weights)
@@ -127,6 +128,18 @@ def test_backbone_alone_is_taken_from_a_segmentation_file(tmp_path, convert, cap
     assert rows["total"][1:] == ["0", "0", "0", "6370283 of 6370283", "100.0%"]
     want = {name: value for name, value in weights.items() if name.startswith("backbone.")}
     assert same_bits(torch.load(tmp_path / "backbone.pth", weights_only=True)["model"], want)
+
+
+def test_pickles_of_detectron2_are_recognised(tmp_path, convert, capsys):
+    weights = {"stem.conv1.weight": torch.randn(64, 3, 7, 7), "stem.fc.bias": torch.randn(1000)}
+    source, target = tmp_path / "R-50.pkl", tmp_path / "R-50.safetensors"
+    arrays = {name: value.numpy() for name, value in weights.items()}
+    content = {"model": arrays, "__author__": "torchvision", "matching_heuristics": True}
+    source.write_bytes(pickle.dumps(content))
+    convert(str(source), str(target))
+    title = "pickle for Detectron2 by torchvision, file of another model; left out: __author__"
+    assert f"{source}: {title}\n" in capsys.readouterr().out
+    assert same_bits(load_file(target), weights)
 
 
 def test_half_stores_floats_in_16_bits(tmp_path, convert):

@@ -32,8 +32,8 @@ def analyze_config(cfg: CfgNode, size: tuple[int, int]) -> Analysis:
         raise UserError(f"--size is {size[0]} {size[1]}, but must be two numbers of at least 1.")
     torch.manual_seed(0)
     model = build_model(cfg)
-    image = torch.zeros(3, *size)
     try:
+        image = torch.zeros(3, *size)
         return analyze(model, [{"image": image, "height": size[0], "width": size[1]}])
     except RuntimeError as error:
         if "can't allocate memory" in str(error) or isinstance(error, torch.OutOfMemoryError):

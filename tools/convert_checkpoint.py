@@ -134,7 +134,8 @@ def convert(
     checkpoint = read_checkpoint(source)
     weights, rest = checkpoint["model"], sorted(checkpoint.keys() - {"model"})
     found = recognise(weights)
-    print(f"{source}: {found}" + (f"; left out: {', '.join(rest)}" if rest else ""))
+    left_out = f"; left out: {', '.join(rest)}" if rest else ""
+    print(f"{source}: {_container(checkpoint)}{found}{left_out}")
     model = _model(config_file or _published_config(found))
     kept = segmentation_names(weights)
     if dropped := [name for name in weights if name not in kept and BACKBONE + name not in kept]:
@@ -157,6 +158,15 @@ def convert(
             raise UserError(f"{source} does not fit the model of {config_file}; nothing written.")
     _write(target, {name: _stored(value, half) for name, value in kept.items()})
     print(f"{target}: {len(kept)} tensors, {os.path.getsize(target) / 1e6:.1f} MB")
+
+
+def _container(checkpoint: dict) -> str:
+    """What a file is besides its weights, in words before those for them."""
+    if "__author__" in checkpoint:
+        return f"pickle for Detectron2 by {checkpoint['__author__']}, "
+    if "trainer" in checkpoint or "optimizer" in checkpoint:
+        return "checkpoint of a training, "
+    return ""
 
 
 def _published_config(found: Recognised) -> str:
@@ -226,7 +236,9 @@ def main() -> None:
         convert(
             args.source,
             args.target,
-            **{"part": args.part, "config_file": args.config_file, "half": args.half},
+            part=args.part,
+            config_file=args.config_file,
+            half=args.half,
         )
 
 

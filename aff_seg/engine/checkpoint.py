@@ -154,7 +154,10 @@ class Checkpointer(DetectionCheckpointer):
         if not match.fits:
             message = f"{path} does not fit this model and was not loaded: {match.summary()}"
             if match.backbone_fits and any(name.startswith(BACKBONE) for name in match.matched):
-                message += "; its backbone fits: tools/convert_checkpoint.py --part backbone"
+                message += (
+                    "; only its backbone fits, which tools/convert_checkpoint.py --part backbone "
+                    "makes a file of"
+                )
             raise UserError(f"{message}.")
         if match.backbone_alone:
             logger.warning(

@@ -63,7 +63,7 @@ def read_checkpoint(path: str) -> dict[str, Any]:
     if not isinstance(weights, dict) or not all(isinstance(name, str) for name in weights):
         raise UserError(f"{path} holds no map from parameter names to tensors.")
     weights = {name: _tensor(path, name, value) for name, value in weights.items()}
-    if any(re.search(r"(_w|_bn_s)$", name) for name in weights):
+    if any(name.endswith("_w") for name in weights) and not any("." in name for name in weights):
         weights = _names_of_detectron2(weights)
     consume_prefix_in_state_dict_if_present(weights, "module.")
     # Detectron2 would match names by similarity where a file asks for it.

@@ -480,4 +480,4 @@ def test_a_file_with_another_head_says_how_to_take_its_backbone(tmp_path, whole_
     weights = weights_of(backbone_shapes("mini")) | {"roi_heads.weight": torch.ones(3)}
     torch.save(weights, tmp_path / "other.pth")
     message = load_error(tmp_path / "other.pth", whole_models["mini"])
-    assert message.endswith("; its backbone fits: tools/convert_checkpoint.py --part backbone.")
+    assert "; only its backbone fits, which tools/convert_checkpoint.py --part backbone" in message

@@ -73,7 +73,7 @@ def test_other_calls_are_named_and_not_made(call, tmp_path):
 
 def test_a_tensor_is_no_way_in(tmp_path):
     """The memory of a tensor is a pickle within the pickle."""
-    evil = pickle.dumps(Call(os.mkdir, str(tmp_path / "ran")))
+    evil = pickle.dumps(Call(os.mkdir, str(tmp_path / "ran")), 2)
     content = pickle.dumps(Call(torch.storage._load_from_bytes, evil))
     with pytest.raises(pickle.UnpicklingError):
         plain_pickle.load(content)
