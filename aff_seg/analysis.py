@@ -1,9 +1,10 @@
 """What a model costs: parameters, FLOPs, memory and tokens, found in one forward pass.
 
 A FLOP here is a multiply-add, counted once. What fvcore counts is counted as fvcore does: products
-of matrices and convolutions; five a value for norms (two for batch norm), four a value for
-bilinear resizing; nothing for what works element by element. fvcore itself does not trace models
-whose token counts are computed. The operators count what :mod:`aff_seg.ops.counts` says.
+of matrices and convolutions; five a value for norms (two for batch norm), one less without a
+learned scale; four a value for bilinear resizing; nothing for what works element by element. The
+operators count what :mod:`aff_seg.ops.counts` says. fvcore itself cannot trace models that compute
+with the number of their tokens.
 """
 
 import inspect
@@ -219,9 +220,9 @@ def _count(name: str, args: tuple, output: Any) -> tuple[str, int]:
         rows = math.prod(query.shape[:-1])
         return PRODUCTS, rows * key.shape[-2] * (query.shape[-1] + value.shape[-1])
     if name in ("native_layer_norm", "native_group_norm"):
-        return NORMS, 5 * args[0].numel()
+        return NORMS, (4 + _is_affine(args)) * args[0].numel()
     if "batch_norm" in name:
-        return NORMS, 2 * args[0].numel()
+        return NORMS, (1 + _is_affine(args)) * args[0].numel()
     if name in ("upsample_bilinear2d", "grid_sampler_2d"):
         return RESIZING, 4 * output.numel()
     if name == "upsample_linear1d":
@@ -229,6 +230,11 @@ def _count(name: str, args: tuple, output: Any) -> tuple[str, int]:
     if name == "upsample_nearest2d":
         return RESIZING, output.numel()
     return PRODUCTS, 0
+
+
+def _is_affine(args: tuple) -> bool:
+    """Whether a norm with these arguments has a learned scale."""
+    return any(isinstance(x, Tensor) for x in args[1:3])
 
 
 def _early_predictions(decoder: MultiScaleMaskedTransformerDecoder, pixels: DecodedPixels) -> int:

@@ -21,11 +21,14 @@ class Mixed(nn.Module):
         self.groups = nn.Conv2d(8, 8, 3, groups=4)
         self.up = nn.ConvTranspose2d(8, 4, 2, stride=2)
         self.group_norm = nn.GroupNorm(2, 4)
-        self.norm = nn.LayerNorm(4)
+        self.norm = nn.Sequential(nn.LayerNorm(4), nn.LayerNorm(4, elementwise_affine=False))
+        self.plain = nn.Sequential(
+            nn.BatchNorm2d(4, affine=False), nn.GroupNorm(2, 4, affine=False)
+        )
         self.linear = nn.Linear(4, 6)
 
     def forward(self, image):
-        x = self.group_norm(self.up(self.groups(self.body(image))))
+        x = self.plain(self.group_norm(self.up(self.groups(self.body(image)))))
         x = F.interpolate(x, scale_factor=2, mode="bilinear")
         x = F.interpolate(x, scale_factor=2)
         rows = self.linear(self.norm(x.flatten(2).transpose(1, 2)))
