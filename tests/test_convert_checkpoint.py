@@ -54,8 +54,10 @@ def write(path: Path, weights: dict, **rest: object) -> None:
         torch.save({"model": weights, **rest}, path)
 
 
-@pytest.mark.parametrize("suffix", [".pth", ".pkl", ".safetensors"])
-@pytest.mark.parametrize("variant", ["mini", "base"])
+@pytest.mark.parametrize(
+    ("variant", "suffix"),
+    [("mini", ".pth"), ("mini", ".pkl"), ("mini", ".safetensors"), ("base", ".pth")],
+)
 def test_classification_files_become_backbones(tmp_path, variant, suffix, convert, capsys):
     weights = weights_of(classification_shapes(variant))
     write(tmp_path / f"aff{suffix}", weights, epoch=299)
@@ -64,7 +66,7 @@ def test_classification_files_become_backbones(tmp_path, variant, suffix, conver
     title = f"AFF classification file, AFF-{variant.capitalize()}, 1000 classes"
     left_out = "; left out: epoch" if suffix == ".pth" else ""
     assert output.startswith(f"{tmp_path / 'aff'}{suffix}: {title}{left_out}\n")
-    (dropped,) = re.findall(r"^Not of a segmentation model, left out: (.*)$", output, re.M)
+    (dropped,) = re.findall(r"^Not of this model, left out: (.*)$", output, re.M)
     assert sorted(dropped.split(", ")) == ["head.bias", "head.weight", "norm.bias", "norm.weight"]
     assert "A backbone alone: in a model the head starts from scratch." in output
     rows = table(output)
@@ -215,6 +217,9 @@ def test_bad_files_are_told_in_one_sentence(tmp_path, convert):
         assert message in str(caught.value) and "\n" not in str(caught.value)
     with pytest.raises(UserError, match=f"{source} has no weights of a backbone"):
         convert(str(source), str(target), part="backbone")
+    torch.save({"model": {}}, source)
+    with pytest.raises(UserError, match=f"{source} has no weights at all"):
+        convert(str(source), str(target))
     assert not target.exists() and not list(tmp_path.glob(".*"))
 
 
@@ -227,9 +232,10 @@ def test_the_program_ends_with_one_line_for_code_in_a_file(tmp_path):
     assert done.stderr.count("\n") == 1 and not (tmp_path / "out.pth").exists()
 
 
-def test_a_full_disk_leaves_the_old_file(tmp_path):
+@pytest.mark.parametrize("name", ["out.safetensors", "out.pth"])
+def test_a_full_disk_leaves_the_old_file(tmp_path, name):
     """A limit on the size of files stands for the disk."""
-    source, target = tmp_path / "weights.pth", tmp_path / "out.safetensors"
+    source, target = tmp_path / "weights.pth", tmp_path / name
     torch.save({"model": {"a": torch.ones(500_000)}}, source)
     target.write_bytes(b"old")
     limit = "import resource as r, signal as s; s.signal(s.SIGXFSZ, s.SIG_IGN); " + (
@@ -241,4 +247,4 @@ def test_a_full_disk_leaves_the_old_file(tmp_path):
     assert done.returncode == 1
     assert f"error: Cannot write {target}: File too large." in done.stderr
     assert target.read_bytes() == b"old"
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.safetensors", "weights.pth"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [name, "weights.pth"]

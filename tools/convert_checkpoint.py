@@ -86,8 +86,7 @@ class Coverage:
             ("unexpected", self.match.unexpected),
         ):
             if names:
-                more = ", ..." if len(names) > SHOWN else ""
-                lines.append(f"{what}: {', '.join(names[:SHOWN])}{more}")
+                lines.append(f"{what}: {_some(names)}")
         return lines
 
     def _row(self, title: str, module: str | None) -> tuple:
@@ -104,6 +103,11 @@ class Coverage:
         counts = (len(matched), len(missing), len(reshaped), len(unexpected))
         share = f"{1000 * found // total / 10}%" if total else ""  # 100% only if it is all
         return (title, *counts, f"{found} of {total}", share)
+
+
+def _some(names: list[str]) -> str:
+    """The first of some names."""
+    return ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")
 
 
 def _module(name: str) -> str:
@@ -132,22 +136,25 @@ def convert(
         raise UserError(f"{target} must end in {' or '.join(SUFFIXES)}, which say what to write.")
     check_weights_exist(source)
     checkpoint = read_checkpoint(source)
-    weights, rest = checkpoint["model"], sorted(checkpoint.keys() - {"model"})
+    weights, rest = checkpoint["model"], sorted(str(key) for key in checkpoint if key != "model")
     found = recognise(weights)
     left_out = f"; left out: {', '.join(rest)}" if rest else ""
     print(f"{source}: {_container(checkpoint)}{found}{left_out}")
     model = _model(config_file or _published_config(found))
     kept = segmentation_names(weights)
-    if dropped := [name for name in weights if name not in kept and BACKBONE + name not in kept]:
-        print(f"Not of a segmentation model, left out: {', '.join(dropped)}")
     if model is not None:
         kept = names_of(model, kept)
+    taken = {id(value) for value in kept.values()}
+    if dropped := [name for name, value in weights.items() if id(value) not in taken]:
+        print(f"Not of this model, left out: {_some(dropped)}")
     if part == "backbone":
         kept = {name: value for name, value in kept.items() if name.startswith(BACKBONE)}
     if not kept:
         raise UserError(
             f"{source} has no weights of a backbone (names that begin with {BACKBONE!r}); give "
             "--config-file of the model that it is for, or leave --part backbone out."
+            if weights
+            else f"{source} has no weights at all; take another file."
         )
     if model is None:
         print("No published model has these sizes: give --config-file to see what it covers.")
@@ -211,7 +218,9 @@ def _write(target: str, weights: dict[str, Tensor]) -> None:
             else:
                 torch.save({"model": weights}, file)
     except (OSError, RuntimeError) as error:
-        reason = getattr(error, "strerror", None) or error
+        # PyTorch's writer hides the reason behind its own.
+        cause = error if isinstance(error, OSError) else error.__context__
+        reason = getattr(cause, "strerror", None) or str(error).splitlines()[0]
         raise UserError(f"Cannot write {target}: {reason}.") from error
 
 

@@ -437,8 +437,10 @@ def whole_models():
     }
 
 
-@pytest.mark.parametrize("kind", [".pth", ".pkl", ".safetensors"])
-@pytest.mark.parametrize("variant", ["mini", "base"])
+@pytest.mark.parametrize(
+    ("variant", "kind"),
+    [("mini", ".pth"), ("mini", ".pkl"), ("mini", ".safetensors"), ("base", ".pth")],
+)
 def test_classification_files_load_as_they_are(tmp_path, variant, kind, whole_models, caplog):
     net, path = whole_models[variant], tmp_path / f"aff{kind}"
     weights = weights_of(classification_shapes(variant))
