@@ -17,6 +17,7 @@ from aff_seg.engine.checkpoint_file import (
     remove_unfinished,
     write_checkpoint,
 )
+from aff_seg.engine.recognition import BACKBONE, names_of
 from aff_seg.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -30,11 +31,12 @@ PERIODIC_NAME = re.compile(r"model_(\d{7}|final)\.pth")
 class Checkpointer(DetectionCheckpointer):
     """Detectron2's checkpointer, made safe against code, wrong files and interruption.
 
-    Reading never executes code from the file: pickles are refused unless they hold tensors and
-    plain values only. Loading tells how many keys matched and which did not, and refuses a file
-    that matches less than half of the model or of its backbone. Names must match exactly; there
-    are no heuristics. Writing replaces a file in one step, so that a process killed at any
-    moment leaves a directory to resume from.
+    Reading never executes code from the file: pickles are refused unless they hold tensors,
+    arrays and plain values only. Loading tells how many keys matched and which did not, and
+    refuses a file that matches less than half of the model or of its backbone. A file of a
+    backbone alone, such as a published classification file, need not have the head. Names must
+    match exactly, but for the prefix of a backbone; there are no heuristics. Writing replaces a
+    file in one step, so that a process killed at any moment leaves a directory to resume from.
     """
 
     def save(self, name: str, **kwargs: Any) -> None:
@@ -142,23 +144,42 @@ class Checkpointer(DetectionCheckpointer):
 
     def _load_file(self, filename: str) -> dict[str, Any]:
         checkpoint = read_checkpoint(filename)
-        self._report(filename, checkpoint["model"])
-        return checkpoint
+        weights = names_of(self.model, checkpoint["model"])
+        self._report(filename, weights)
+        return {**checkpoint, "model": weights}
 
     def _report(self, path: str, weights: dict[str, Tensor]) -> None:
         match = compare(self.model.state_dict(), weights)
         if not match.fits:
-            raise UserError(
-                f"{path} does not fit this model and was not loaded: {match.summary()}."
+            message = f"{path} does not fit this model and was not loaded: {match.summary()}"
+            if match.backbone_fits and any(name.startswith(BACKBONE) for name in match.matched):
+                message += (
+                    "; only its backbone fits, which tools/convert_checkpoint.py --part backbone "
+                    "makes a file of"
+                )
+            raise UserError(f"{message}.")
+        if match.backbone_alone:
+            logger.warning(
+                "%s is a file of a backbone, %s: the head starts from scratch.",
+                path,
+                match.backbone_summary(),
             )
-        logger.info("%s: %s.", path, match.summary())
+        else:
+            logger.info("%s: %s.", path, match.summary())
 
     def _log_incompatible_keys(self, incompatible: Any) -> None:
-        """Say which keys of the model keep their initial values, and which are not used."""
+        """Say which keys of the model keep their initial values, and which are not used.
+
+        A head that the file does not have at all is not listed.
+        """
+        missing = set(incompatible.missing_keys)
+        head = {name for name in self.model.state_dict() if not name.startswith(BACKBONE)}
+        if head <= missing:
+            missing -= head
         kept = [
             f"{name} {ours}: the file has {theirs}"
             for name, theirs, ours in incompatible.incorrect_shapes
-        ] + incompatible.missing_keys
+        ] + [name for name in incompatible.missing_keys if name in missing]
         if kept:
             logger.warning("Not loaded, left at their initial values:\n  %s", "\n  ".join(kept))
         if incompatible.unexpected_keys:
@@ -197,15 +218,33 @@ class Match:
         Variants differ in their backbones alone, and these share some shapes. So the backbone
         counts on its own, together with the keys that only the file's backbone has.
         """
-        matched, total = self._backbone()
         enough = len(self.matched) >= MIN_MATCHED_SHARE * self.total
-        return enough and matched >= MIN_MATCHED_SHARE * total
+        return (enough or self.backbone_alone) and self.backbone_fits
+
+    @property
+    def backbone_fits(self) -> bool:
+        """Whether enough matched of the backbone, or there is none."""
+        matched, total = self._backbone()
+        return matched >= MIN_MATCHED_SHARE * total
+
+    @property
+    def backbone_alone(self) -> bool:
+        """Whether the file is of a backbone, and the model has more."""
+        given = (*self.matched, *self.reshaped, *self.unexpected)
+        alone = bool(given) and all(name.startswith(BACKBONE) for name in given)
+        return alone and not all(name.startswith(BACKBONE) for name in self.missing)
+
+    def backbone_summary(self) -> str:
+        """Counts of the backbone's keys."""
+        matched, _ = self._backbone()
+        ours = (*self.matched, *self.reshaped, *self.missing)
+        return f"{matched} of {sum(name.startswith(BACKBONE) for name in ours)} keys of it matched"
 
     def _backbone(self) -> tuple[int, int]:
         """Matched keys of the backbone; keys of the model's and the file's together."""
         union = (*self.matched, *self.reshaped, *self.missing, *self.unexpected)
         matched, total = (
-            sum(name.startswith("backbone.") for name in names) for names in (self.matched, union)
+            sum(name.startswith(BACKBONE) for name in names) for names in (self.matched, union)
         )
         return matched, total
 

@@ -9,14 +9,19 @@ import zlib
 from collections.abc import Iterator
 from typing import IO, Any
 
+import numpy as np
 import safetensors
 import safetensors.torch
 import torch
+from detectron2.checkpoint.c2_model_loading import convert_c2_detectron_names
 from torch import Tensor
 from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
 
+from aff_seg.engine import plain_pickle
 from aff_seg.errors import UserError
 
+# Beginning of a file that torch.save wrote before it wrote archives.
+TORCH_LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 # End of the names of files that are being written.
 UNFINISHED = ".unfinished"
 
@@ -37,26 +42,62 @@ def is_intact(path: str) -> bool:
 
 
 def read_checkpoint(path: str) -> dict[str, Any]:
-    """Read a file of :func:`torch.save` or safetensors without executing anything from it.
+    """Read a file of weights without executing anything from it.
 
     Args:
-        path: a local file.
+        path: a local file of :func:`torch.save`, safetensors, or a pickle of arrays or tensors
+            such as Detectron2's.
 
     Returns:
         The file's dictionary, where ``model`` maps names to tensors. A file that is such a map
-        itself is wrapped.
+        itself is wrapped. Names of Caffe2 become those of Detectron2.
 
     Raises:
-        UserError: the file is damaged, or holds anything but tensors and plain values.
+        UserError: the file is damaged, or holds anything but tensors, arrays and plain values.
     """
-    content = _read_safetensors(path) if path.endswith(".safetensors") else _read_torch(path)
+    content = _read(path)
+    if isinstance(content, dict) and "model" not in content and "blobs" in content:
+        content = {"model": content["blobs"]}
     checkpoint = content if isinstance(content, dict) and "model" in content else {"model": content}
     weights = checkpoint["model"]
-    if not isinstance(weights, dict) or not all(isinstance(w, Tensor) for w in weights.values()):
+    if not isinstance(weights, dict) or not all(isinstance(name, str) for name in weights):
         raise UserError(f"{path} holds no map from parameter names to tensors.")
+    weights = {name: _tensor(path, name, value) for name, value in weights.items()}
+    if any(name.endswith("_w") for name in weights) and not any("." in name for name in weights):
+        weights = _names_of_detectron2(weights)
     consume_prefix_in_state_dict_if_present(weights, "module.")
     # Detectron2 would match names by similarity where a file asks for it.
-    return {key: value for key, value in checkpoint.items() if key != "matching_heuristics"}
+    rest = {key: value for key, value in checkpoint.items() if key != "matching_heuristics"}
+    return {**rest, "model": weights}
+
+
+def _read(path: str) -> Any:
+    if path.endswith(".safetensors"):
+        return _read_safetensors(path)
+    try:
+        with open(path, "rb") as file:
+            start = file.read(len(TORCH_LEGACY))
+    except OSError as error:
+        raise UserError(f"Cannot read {path}: {error.strerror}.") from error
+    plain = start.startswith(b"\x80") and start != TORCH_LEGACY
+    return _read_pickle(path) if plain else _read_torch(path)
+
+
+def _tensor(path: str, name: str, value: Any) -> Tensor:
+    if isinstance(value, Tensor):
+        return value
+    if isinstance(value, (np.ndarray, np.generic)) and value.dtype.kind in "biuf":
+        array = np.asarray(value)
+        return torch.from_numpy(array.astype(array.dtype.newbyteorder("=")))
+    raise UserError(
+        f"{path} holds no map from parameter names to tensors: {name} is a {type(value).__name__}."
+    )
+
+
+def _names_of_detectron2(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Weights of Caffe2 under the names of Detectron2, without the state of an optimizer."""
+    weights = {name: w for name, w in weights.items() if not name.endswith("_momentum")}
+    return convert_c2_detectron_names(weights)[0]
 
 
 def _read_safetensors(path: str) -> dict[str, Tensor]:
@@ -66,11 +107,24 @@ def _read_safetensors(path: str) -> dict[str, Tensor]:
         raise UserError(f"{path} is damaged or no safetensors file: {error}.") from error
 
 
+def _read_pickle(path: str) -> Any:
+    with open(path, "rb") as file:
+        content = file.read()
+    try:
+        return plain_pickle.load(content)
+    except plain_pickle.ForbiddenGlobalError as error:
+        load = f"pickle.load(open({path!r}, 'rb'))"
+        raise _more_than_tensors(path, str(error), load) from error
+    except pickle.UnpicklingError as error:
+        raise UserError(f"{path} is damaged or no pickle of weights.") from error
+
+
 def _read_torch(path: str) -> Any:
     if zipfile.is_zipfile(path) and not is_intact(path):
         raise UserError(f"{path} is damaged: its checksums are wrong.")
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(plain_pickle.NUMPY_GLOBALS):
+            return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         name = re.search(r"unsupported (?:global: )?global (\S+)", str(error), re.IGNORECASE)
         if name is None:
@@ -78,13 +132,21 @@ def _read_torch(path: str) -> Any:
                 f"{path} is damaged, or a pickle of more than tensors, which is not loaded, "
                 "because that can run code."
             ) from error
-        raise UserError(
-            f"{path} holds more than tensors ({name.group(1)}) and was not loaded, because that "
-            "can run code."
-        ) from error
+        load = f"torch.load({path!r}, weights_only=False)"
+        raise _more_than_tensors(path, name.group(1), load) from error
     # What torch.load raises for files cut short or of another kind.
     except (RuntimeError, KeyError, EOFError, ValueError, IndexError, TypeError) as error:
         raise UserError(f"{path} is damaged or no file of torch.save.") from error
+
+
+def _more_than_tensors(path: str, name: str, load: str) -> UserError:
+    """Says how to get at the weights of a file that calls for ``name``, by way of ``load``."""
+    return UserError(
+        f"{path} holds more than tensors ({name}) and was not loaded, because that can run code; "
+        "if you trust where it comes from, save its weights alone with "
+        f"python -c \"import pickle, torch; torch.save({load}['model'], 'weights.pth')\" and take "
+        "weights.pth."
+    )
 
 
 @contextlib.contextmanager

@@ -1,8 +1,11 @@
 """Checkpoints are safe to read, loud about what fits, and whole after any interruption."""
 
+import argparse
 import logging
 import os
 import pickle
+import random
+import re
 import resource
 import subprocess
 import sys
@@ -10,10 +13,12 @@ import textwrap
 import types
 from pathlib import Path
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
 from detectron2.modeling import META_ARCH_REGISTRY
+from published_shapes import backbone_shapes, classification_shapes, weights_of
 from torch import nn
 
 from aff_seg.engine.checkpoint import Checkpointer, compare
@@ -374,3 +379,122 @@ def test_what_a_killed_process_left_is_removed(tmp_path):
         "last_checkpoint",
         "model_0000001.pth",
     ]
+
+
+@pytest.mark.parametrize("convert", ["arrays", "tensors"])
+def test_pickles_of_detectron2_load_by_their_exact_names(tmp_path, convert):
+    net, path = model(), tmp_path / "weights.pkl"
+    state = {k: v.numpy() if convert == "arrays" else v for k, v in net.state_dict().items()}
+    content = {"model": state, "__author__": "third_party", "matching_heuristics": True}
+    path.write_bytes(pickle.dumps(content))
+    other = model()
+    Checkpointer(other).load(str(path))
+    assert same(net.state_dict(), other.state_dict())
+    state["net.body.0.weight"] = state.pop("body.0.weight")
+    path.write_bytes(pickle.dumps(content))
+    initial = other["body"][0].weight.clone()
+    Checkpointer(other).load(str(path))
+    assert torch.equal(other["body"][0].weight, initial)
+
+
+def test_names_of_caffe2_become_those_of_detectron2(tmp_path):
+    path = tmp_path / "weights.pkl"
+    blobs = {"conv1_w": np.ones((2, 3)), "res_conv1_bn_s": np.ones(2), "conv1_w_momentum": 0}
+    blobs = {name: np.float32(value) for name, value in blobs.items()}
+    for content in (blobs, {"blobs": blobs}):
+        path.write_bytes(pickle.dumps(content, 2))
+        found = read_checkpoint(str(path))["model"]
+        assert {name: tuple(w.shape) for name, w in found.items()} == {
+            "stem.conv1.weight": (2, 3),
+            "stem.conv1.norm.weight": (2,),
+        }
+
+
+def test_states_of_numpy_beside_the_weights_do_no_harm(tmp_path):
+    path = tmp_path / "aff_mini.pth"
+    state = {
+        **{"model": model().state_dict(), "max_accuracy": np.float64(78.2), "epoch": 299},
+        **{"rng": torch.get_rng_state(), "np_rng": np.random.get_state()},
+        **{"random": random.getstate(), "empty": np.zeros(0), "flags": np.ones(2, bool)},
+    }
+    torch.save(state, path)
+    found = read_checkpoint(str(path))
+    assert found["max_accuracy"] == 78.2 and found["random"] == state["random"]
+    assert (found["np_rng"][1] == state["np_rng"][1]).all()
+    Checkpointer(model()).load(str(path))
+
+
+@pytest.mark.parametrize("name", ["weights.pth", "weights.pkl"])
+def test_a_file_that_wants_more_says_how_to_get_its_weights(tmp_path, name):
+    """The command of the message works, where the file is trusted."""
+    path, net = tmp_path / name, model()
+    content = {"model": net.state_dict(), "args": argparse.Namespace(lr=0.1)}
+    path.write_bytes(pickle.dumps(content)) if name == "weights.pkl" else torch.save(content, path)
+    message = load_error(path)
+    assert f"{path} holds more than tensors (argparse.Namespace) and was not loaded" in message
+    command = re.search(r"with (python -c \".*\") and take weights.pth\.", message)[1]
+    command = f"{sys.executable} {command.removeprefix('python ')}"
+    subprocess.run(command, shell=True, check=True, cwd=tmp_path, timeout=120)
+    other = model()
+    Checkpointer(other).load(str(tmp_path / "weights.pth"))
+    assert same(net.state_dict(), other.state_dict())
+
+
+@pytest.fixture(scope="module")
+def whole_models():
+    """AFF-Mini and AFF-Base for Cityscapes, each with the norm of the head that the trap is."""
+    configs = Path(__file__).parents[2] / "configs" / "cityscapes" / "panoptic"
+    return {
+        variant: META_ARCH_REGISTRY.get("MaskFormer")(
+            load_cfg(str(configs / f"aff_{variant}.yaml"))
+        )
+        for variant in ("mini", "base")
+    }
+
+
+@pytest.mark.parametrize(
+    ("variant", "kind"),
+    [("mini", ".pth"), ("mini", ".pkl"), ("mini", ".safetensors"), ("base", ".pth")],
+)
+def test_classification_files_load_as_they_are(tmp_path, variant, kind, whole_models, caplog):
+    net, path = whole_models[variant], tmp_path / f"aff{kind}"
+    weights = weights_of(classification_shapes(variant))
+    if kind == ".safetensors":
+        safetensors.torch.save_file(weights, path)
+    elif kind == ".pkl":
+        arrays = {name: value.numpy() for name, value in weights.items()}
+        path.write_bytes(pickle.dumps({"model": arrays, "matching_heuristics": True}))
+    else:
+        torch.save({"model": weights, "epoch": 299, "np_rng": np.random.get_state()}, path)
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    Checkpointer(net).load(str(path))
+    after = net.state_dict()
+    for name, value in after.items():
+        given = weights.get(name.removeprefix("backbone.")) if "backbone." in name else None
+        assert torch.equal(value, before[name] if given is None else given), name
+    lines = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    keys = len(weights) - 4
+    assert lines[0] == (
+        f"{path} is a file of a backbone, {keys} of {keys + 8} keys of it matched: the head "
+        "starts from scratch."
+    )
+    assert len(lines) == 2 and lines[1].startswith("Not loaded, left at their initial values:")
+    assert lines[1].count("\n") == 8 and lines[1].count("backbone.norm") == 8
+
+
+def test_a_whole_backbone_loads_with_one_line(tmp_path, whole_models, caplog):
+    weights = weights_of(backbone_shapes("mini"))
+    torch.save(weights, tmp_path / "backbone.pth")
+    Checkpointer(whole_models["mini"]).load(str(tmp_path / "backbone.pth"))
+    state = whole_models["mini"].backbone.state_dict(prefix="backbone.")
+    assert all(torch.equal(state[name], value) for name, value in weights.items())
+    (line,) = (record.getMessage() for record in caplog.records if record.levelname == "WARNING")
+    keys = len(weights)
+    assert f"backbone, {keys} of {keys} keys of it matched: the head starts from scratch." in line
+
+
+def test_a_file_with_another_head_says_how_to_take_its_backbone(tmp_path, whole_models):
+    weights = weights_of(backbone_shapes("mini")) | {"roi_heads.weight": torch.ones(3)}
+    torch.save(weights, tmp_path / "other.pth")
+    message = load_error(tmp_path / "other.pth", whole_models["mini"])
+    assert "; only its backbone fits, which tools/convert_checkpoint.py --part backbone" in message

@@ -1,0 +1,126 @@
+"""What a file of weights is, and its names made those of a model.
+
+Published classification files have the backbone's names without a prefix, and a classifier: a norm
+and a linear layer. Neither is in a segmentation model, whose backbone has a norm for each stage.
+"""
+
+import enum
+from dataclasses import dataclass
+
+from detectron2.modeling import Backbone
+from torch import Tensor, nn
+
+BACKBONE, HEAD = "backbone.", "sem_seg_head."
+# Names that only AFF has, and the classifier of a classification file.
+_EMBEDDING, _IMPORTANCE = "patch_embed.proj1.weight", "layers.0.prob_net.weight"
+_CLASSIFIER = ("norm.", "head.")
+_CLASSES, _QUERIES = f"{HEAD}predictor.class_embed.weight", f"{HEAD}predictor.query_feat.weight"
+#: Published variants by the channels of their stages. A fifth or a quarter of the tokens is no
+#: matter of weights.
+VARIANTS = {
+    (32, 128, 256, 384): "mini",
+    (64, 128, 256, 512): "tiny",
+    (96, 192, 384, 768): "small",
+    (128, 256, 512, 1024): "base",
+}
+
+
+class Kind(enum.Enum):
+    """Of files of weights."""
+
+    CLASSIFICATION = "AFF classification file"
+    BACKBONE = "AFF backbone"
+    SEGMENTATION = "AFF segmentation file"
+    OTHER = "file of another model"
+
+
+@dataclass(frozen=True)
+class Recognised:
+    """What weights are of.
+
+    Attributes:
+        kind: of file.
+        variant: "mini", "tiny", "small", "base", or None for other sizes.
+        classes: that it tells apart, without "no object"; None for a backbone.
+        queries: of a segmentation file.
+    """
+
+    kind: Kind
+    variant: str | None = None
+    classes: int | None = None
+    queries: int | None = None
+
+    def __str__(self) -> str:
+        parts = [self.kind.value]
+        if self.kind is not Kind.OTHER:
+            parts.append(f"AFF-{self.variant.capitalize()}" if self.variant else "sizes of its own")
+        if self.classes is not None:
+            parts.append(f"{self.classes} classes")
+        if self.queries is not None:
+            parts.append(f"{self.queries} queries")
+        return ", ".join(parts)
+
+
+def recognise(weights: dict[str, Tensor]) -> Recognised:
+    """Tell what weights are of, by names and shapes."""
+    if {_EMBEDDING, _IMPORTANCE} <= set(weights):
+        head = weights.get("head.weight")
+        classes = None if head is None else len(head)
+        return Recognised(Kind.CLASSIFICATION, _variant(weights, ""), classes)
+    if not {BACKBONE + _EMBEDDING, BACKBONE + _IMPORTANCE} <= set(weights):
+        return Recognised(Kind.OTHER)
+    variant = _variant(weights, BACKBONE)
+    if all(name.startswith(BACKBONE) for name in weights):
+        return Recognised(Kind.BACKBONE, variant)
+    classes, queries = weights.get(_CLASSES), weights.get(_QUERIES)
+    return Recognised(
+        Kind.SEGMENTATION,
+        variant,
+        None if classes is None else len(classes) - 1,
+        None if queries is None else len(queries),
+    )
+
+
+def _variant(weights: dict[str, Tensor], prefix: str) -> str | None:
+    norms = [weights.get(f"{prefix}layers.{i}.blocks.0.norm1.weight") for i in range(4)]
+    return VARIANTS.get(tuple(0 if norm is None else len(norm) for norm in norms))
+
+
+def segmentation_names(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Weights under the names of a segmentation model; a classifier is left out."""
+    if recognise(weights).kind is not Kind.CLASSIFICATION:
+        return weights
+    return {
+        BACKBONE + name: value
+        for name, value in weights.items()
+        if not name.startswith(_CLASSIFIER)
+    }
+
+
+def backbone_alone(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Only the weights of the backbone, under the names of a segmentation model."""
+    named = segmentation_names(weights)
+    return {name: value for name, value in named.items() if name.startswith(BACKBONE)}
+
+
+def names_of(model: nn.Module, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Weights under the names of ``model``, if they are of its backbone by another prefix.
+
+    Classification files have none; models that wrap their backbone have a longer one. The prefix
+    is that of the part of the model of which most names and shapes fit, exactly; all names get
+    it, so nothing can land outside. What is not of the backbone is left out then. Where names fit
+    best as they are, they stay.
+    """
+    state = model.state_dict()
+
+    def fitting(named: dict[str, Tensor]) -> int:
+        return sum(n in state and state[n].shape == w.shape for n, w in named.items())
+
+    own = backbone_alone(weights) or weights
+    bare = {name.removeprefix(BACKBONE): value for name, value in own.items()}
+    choices = [weights]
+    for name, part in model.named_modules():
+        if isinstance(part, Backbone):
+            prefix = f"{name}." if name else ""
+            choices.append({prefix + key: value for key, value in bare.items()})
+    return max(choices, key=fitting)

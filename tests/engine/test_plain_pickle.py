@@ -1,0 +1,97 @@
+"""Pickles give arrays and tensors, and run nothing."""
+
+import os
+import pickle
+from collections import OrderedDict
+
+import numpy as np
+import pytest
+import torch
+
+from aff_seg.engine import plain_pickle
+from aff_seg.engine.plain_pickle import ForbiddenGlobalError
+
+
+@pytest.mark.parametrize("protocol", range(2, pickle.HIGHEST_PROTOCOL + 1))
+@pytest.mark.parametrize("dtype", ["float32", ">f4", "float16", "float64", "int64", "bool"])
+def test_arrays_come_back_bit_by_bit(protocol, dtype):
+    rows = (np.arange(12).reshape(3, 4) % 5).astype(dtype)
+    given = {"rows": rows, "columns": np.asfortranarray(rows), "one": rows[1, 1], "none": rows[:0]}
+    found = plain_pickle.load(pickle.dumps(given, protocol))
+    for name, array in given.items():
+        here = array.astype(array.dtype.newbyteorder("="))
+        again = found[name].astype(here.dtype, casting="equiv")
+        assert again.shape == here.shape and again.tobytes() == here.tobytes()
+
+
+@pytest.mark.parametrize("protocol", range(2, pickle.HIGHEST_PROTOCOL + 1))
+def test_tensors_and_plain_values_come_back(protocol):
+    net = torch.nn.Linear(2, 3)
+    given = {"net": net.state_dict(), "own": net.weight, "half": torch.ones(2).half()[1:]}
+    content = pickle.dumps({**given, "text": ["a", None, 1.5, (2, True)]}, protocol)
+    found = plain_pickle.load(content)
+    assert isinstance(found["net"], OrderedDict) and found["text"] == ["a", None, 1.5, (2, True)]
+    assert torch.equal(found["net"]["weight"], net.weight)
+    assert torch.equal(found["own"], net.weight) and torch.equal(found["half"], given["half"])
+
+
+def test_text_of_python_2_is_latin_1():
+    assert plain_pickle.load(b"\x80\x02U\x02a\xe9q\x00.") == "aé"
+
+
+class Call:
+    """Unpickling this calls ``function``."""
+
+    def __init__(self, function, *args):
+        self.call = (function, args)
+
+    def __reduce__(self):
+        return self.call
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        (os.mkdir, "{proof}"),
+        (eval, "__import__('os').mkdir('{proof}')"),
+        (getattr, torch, "load"),
+        (torch.load, "{proof}"),
+        (np.load, "{proof}"),
+        (np.fromfile, "{proof}"),
+    ],
+)
+def test_other_calls_are_named_and_not_made(call, tmp_path):
+    function, *args = call
+    args = [arg.format(proof=tmp_path / "ran") if isinstance(arg, str) else arg for arg in args]
+    if torch in args:
+        args[args.index(torch)] = "torch"
+    content = pickle.dumps({"model": Call(function, *args)})
+    with pytest.raises(ForbiddenGlobalError, match=function.__name__):
+        plain_pickle.load(content)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_tensor_is_no_way_in(tmp_path):
+    """The memory of a tensor is a pickle within the pickle."""
+    evil = pickle.dumps(Call(os.mkdir, str(tmp_path / "ran")), 2)
+    content = pickle.dumps(Call(torch.storage._load_from_bytes, evil))
+    with pytest.raises(pickle.UnpicklingError):
+        plain_pickle.load(content)
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"\x80\x02",
+        b"\x80\x04garbage.",
+        pickle.dumps({"a": np.ones(100)})[:200],
+        pickle.dumps(Call(np.ndarray, "wrong")),
+        b"\x80\x02U\x01aQ.",
+    ],
+)
+def test_damage_is_told_apart(content):
+    with pytest.raises(pickle.UnpicklingError) as caught:
+        plain_pickle.load(content)
+    assert not isinstance(caught.value, ForbiddenGlobalError)

@@ -1,0 +1,95 @@
+"""The program that says what a model costs."""
+
+import importlib
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from model_costs import cost
+
+TOOLS = Path(__file__).parents[1] / "tools"
+# Published for one image of 512x512, by fvcore.
+ADE20K_GFLOPS = {
+    "mini": 48.3,
+    "mini_1_5th": 39.9,
+    "tiny": 64.6,
+    "tiny_1_5th": 51.1,
+    "small": 87.0,
+    "small_1_5th": 67.2,
+}
+QUICK = ("--config-file", "configs/quick/shapes_cityscapes_panoptic.yaml", "--size", "64", "96")
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """A function from the program's arguments to its exit status, output and errors."""
+    monkeypatch.syspath_prepend(TOOLS)
+    program = importlib.import_module("analyze_model")
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["analyze_model.py", *arguments])
+        status = 0
+        try:
+            program.main()
+        except SystemExit as end:
+            status = end.code
+        return status, *capsys.readouterr()
+
+    return run
+
+
+def total(output: str) -> tuple[int, float]:
+    found = re.fullmatch(r"total: (\d+) parameters, (\d+\.\d) GFLOPs", output.splitlines()[-1])
+    return int(found[1]), float(found[2])
+
+
+@pytest.mark.parametrize("variant", ADE20K_GFLOPS)
+def test_published_flops_are_met(variant):
+    found = cost(f"configs/ade20k/semantic/aff_{variant}.yaml", 512, 512)
+    assert found.total_flops() / 1e9 == pytest.approx(ADE20K_GFLOPS[variant], rel=0.05)
+
+
+def test_report_tells_modules_kinds_stages_and_memory(run):
+    _, output, _ = run(*QUICK, "--depth", "1")
+    tables = [block.splitlines() for block in output.split("\n\n")]
+    modules = {line.split()[0]: int(line.split()[1]) for line in tables[0][2:]}
+    assert set(modules) == {"backbone", "sem_seg_head"}
+    assert sum(modules.values()) == total(output)[0]
+    kinds = {re.split(r"\s{2,}", line)[0]: line.split()[-1] for line in tables[1][2:]}
+    operators = {"cluster_attention", "point_conv", "shepard_interpolate", "deformable_points"}
+    assert operators <= set(kinds)
+    rows = [line.split()[:2] for line in tables[2][2:]]
+    assert rows == [["1", "384"], ["2", "96"], ["3", "24"], ["4", "6"]]
+    assert re.search(r"Activations: \d+ MiB at most at a time, computed", output)
+    by_kind = sum(float(value) for value in kinds.values())
+    assert by_kind == pytest.approx(total(output)[1], abs=0.06)
+
+
+def test_references_count_as_the_native_operators_do(run):
+    done = subprocess.run(
+        [sys.executable, "tools/analyze_model.py", *QUICK],
+        **{"capture_output": True, "text": True, "check": True},
+        env={**os.environ, "CUDA_VISIBLE_DEVICES": "", "AFF_SEG_OPS": "reference"},
+    )
+    kinds, here = done.stdout.split("\n\n")[1], run(*QUICK)[1].split("\n\n")[1]
+    assert "cluster_attention" in here and here == kinds
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("--size", "0", "96"), "--size is 0 96, but must be two numbers of at least 1."),
+        (("--size", "2000000", "2000000"), "--size 2000000 2000000 needs more memory than there"),
+        (("--depth", "-1"), "--depth is -1, but must be at least 0."),
+        (("--config-file", "configs/none.yaml"), "configs/none.yaml does not exist"),
+        (("MODEL.AFF.DEPTH", "[1,1,1,1]"), "did you mean MODEL.AFF.DEPTHS?"),
+    ],
+)
+def test_bad_input_is_told_in_one_sentence(change, message, run):
+    status, output, errors = run(*QUICK, *change)
+    assert status == 1 and output == ""
+    assert errors.startswith("analyze_model.py: error: ") and message in errors
+    assert errors.count("\n") == 1
