@@ -18,7 +18,8 @@ def plain_errors(program: str) -> Iterator[None]:
     """Turn a :class:`UserError` into one line on stderr and exit status 1.
 
     Of several processes on a machine, which usually stumble over the same thing, the first
-    one speaks at once, and another where it is still there a while later. Ctrl-C ends the program with status 130 and no traceback.
+    one speaks at once, and another where it is still there a while later. Ctrl-C ends the program
+    with status 130 and no traceback.
 
     Args:
         program: name at the beginning of the line.
