@@ -329,3 +329,7 @@ def test_the_best_metric_is_checked_before_training(load_config):
         cfg.TEST.BEST_METRIC = unknown
         with pytest.raises(UserError, match=f"BEST_METRIC is '{unknown}', but ade20k.* by mIoU; "):
             check_best_metric(cfg)
+    cfg = load_config("coco/panoptic/aff_mini")
+    for known in ("PQ", "AP", "segm/APs", "bbox/AP", "panoptic_seg/RQ_st"):
+        cfg.TEST.BEST_METRIC = known
+        check_best_metric(cfg)
