@@ -314,6 +314,9 @@ def test_report_is_whole_after_every_row(load, tmp_path):
         assert len(json.loads(written.output.read_text())["rows"]) == count
         assert f"thing {count}" in written.output.with_suffix(".txt").read_text()
     assert {path.suffix for path in written.output.parent.iterdir()} == {".json", ".txt"}
+    assert "TARGETS" in written.results
+    aimless = report.Report(head, limits, targets.training_targets, tmp_path / "report.json")
+    assert "TARGETS" not in aimless.results
 
 
 def test_targets_on_a_gpu_read_the_rows(load):

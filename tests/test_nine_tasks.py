@@ -20,6 +20,7 @@ from aff_seg.data.shapes import write_dataset
 
 REPO = Path(__file__).parents[1]
 DATASETS = {"ade20k": ADE20K, "coco": COCO, "cityscapes": CITYSCAPES}
+SIZE = (96, 128)
 METRICS = {
     "semantic": {"mIoU"},
     "instance": {"AP", "AP50"},
@@ -30,7 +31,7 @@ METRICS = {
 def write_raw_and_prepare(root):
     """Draw every dataset as it is downloaded and prepare it by its script."""
     for layout, dataset in DATASETS.items():
-        request = {"train": 3, "val": 4, "size": (96, 128), "raw": True, "progress": False}
+        request = {"train": 3, "val": 4, "size": SIZE, "raw": True, "progress": False}
         write_dataset(layout=layout, root=root, **request)
         assert main(dataset, "", ["--root", str(root), "--workers", "1"]) == 0
 

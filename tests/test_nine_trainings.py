@@ -3,23 +3,17 @@
 import json
 
 import pytest
+from test_nine_tasks import DATASETS, SIZE, write_raw_and_prepare
 from train_runs import ROOT, run
 
-from aff_seg.data.preparation.ade20k import ADE20K
-from aff_seg.data.preparation.cityscapes import CITYSCAPES
-from aff_seg.data.preparation.coco import COCO
-from aff_seg.data.preparation.command import main
-from aff_seg.data.shapes import write_dataset
 from aff_seg.setup_cfg import load_cfg
 
-DATASETS = {"ade20k": ADE20K, "coco": COCO, "cityscapes": CITYSCAPES}
 # The score by which a task is judged, and where results.json has it.
 SCORES = {
     "semantic": ("sem_seg", ("mIoU", "IoU")),
     "instance": ("segm", ("AP",)),
     "panoptic": ("panoptic_seg", ("PQ",)),
 }
-SIZE = (96, 128)
 SETTINGS = {
     "SEED": 0,
     "MODEL__AFF__EMBED_DIM": "(32, 48, 64, 96)",
@@ -57,10 +51,7 @@ SETTINGS = {
 @pytest.fixture(scope="module")
 def shapes(tmp_path_factory):
     root = tmp_path_factory.mktemp("nine")
-    for layout, dataset in DATASETS.items():
-        request = {"train": 3, "val": 4, "size": SIZE, "raw": True, "progress": False}
-        write_dataset(layout=layout, root=root, **request)
-        assert main(dataset, "", ["--root", str(root), "--workers", "1"]) == 0
+    write_raw_and_prepare(root)
     return root
 
 

@@ -217,7 +217,7 @@ def test_two_machines_stop_together(shapes, tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         url = f"tcp://127.0.0.1:{free.getsockname()[1]}"
-    # Cityscapes is scored on one machine only.
+    # In an evaluation the signal would end one machine at once.
     settings = {**SETTINGS, "SOLVER__MAX_ITER": 100_000, "DATASETS__TEST": "()"}
     machines = ("--num-machines", "2", "--dist-url", url, "--machine-rank")
     first, second = (start(shapes, tmp_path / "out", *machines, n, **settings) for n in "01")

@@ -529,11 +529,12 @@ def test_pins_satisfy_setup_py(monkeypatch):
     assert all(str(pin.specifier).startswith("==") for pin in pins)
     pinned = {pin.name.lower(): str(pin.specifier)[2:] for pin in pins}
     arguments = packaging_arguments(monkeypatch, set())
-    for text in (*arguments["install_requires"], *arguments["extras_require"]["dev"]):
+    extras = arguments["extras_require"]
+    for text in (*arguments["install_requires"], *extras["dev"], *extras["slurm"]):
         requirement = Requirement(text)
         assert requirement.specifier.contains(pinned[requirement.name]), text
     constraints = (ROOT / "constraints.txt").read_text()
-    for text in (*arguments["extras_require"]["bench"], *arguments["extras_require"]["slurm"]):
+    for text in extras["bench"]:
         assert f"\n{Requirement(text).name}==" in constraints
     assert not {"torch", "torchvision", "detectron2"} & set(
         Requirement(text).name for text in arguments["install_requires"]

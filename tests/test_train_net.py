@@ -105,3 +105,15 @@ def test_damaged_picture_is_one_line_and_status_1(shapes, tmp_path):
     assert line.startswith(f"train_net.py: error: {broken}/cityscapes/leftImg8bit/train/")
     assert "_leftImg8bit.png cannot be read as an image" in line
     assert "Traceback" not in out + err
+
+
+def test_what_only_the_second_process_stumbles_over_is_told(shapes, tmp_path):
+    broken = tmp_path / "shapes"
+    shutil.copytree(shapes, broken)
+    picture = sorted(broken.glob("cityscapes/leftImg8bit/val/*/*.png"))[-1]
+    picture.write_bytes(picture.read_bytes()[:200])
+    processes = ("--num-gpus", "2", "--dist-url", "auto")
+    code, _, err = run(broken, tmp_path / "out", "--eval-only", *processes)
+    assert code == 1
+    (line,) = [line for line in err.splitlines() if line.startswith("train_net.py: error: ")]
+    assert f"{picture} cannot be read" in line

@@ -191,3 +191,9 @@ def test_training_and_evaluation_report_both(shapes, tmp_path):
     assert code == 0, err
     (found,) = json.loads((tmp_path / "again" / "results.json").read_text()).values()
     assert found["sem_seg_TTA"] == pytest.approx(trained["sem_seg_TTA"], nan_ok=True)
+
+
+def test_nothing_to_test_is_no_error(shapes, tmp_path):
+    settings = {"TEST__AUG__ENABLED": True, "DATASETS__TEST": "()", "SOLVER__MAX_ITER": 1}
+    code, _, err = run(shapes, tmp_path / "out", **settings)
+    assert code == 0, err

@@ -297,7 +297,8 @@ class Environment(Commands):
             # It asks for numpy below 2, without needing it.
             pin = ["-c", "requirements.txt", "panopticapi-lite"]
             self.pip("installing panopticapi", "--no-deps", *pin)
-        self.pip("installing what is missing", "-c", kept, "--no-build-isolation", "-e", ".[dev]")
+        own = ["--no-build-isolation", "-e", ".[dev,slurm]"]
+        self.pip("installing what is missing", "-c", kept, *own)
 
     def install_detectron2_wheel(self, packages):
         """Unpack the wheel aside, clean it, and move it into place, metadata last."""

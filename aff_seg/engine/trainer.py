@@ -80,7 +80,7 @@ class Trainer(DefaultTrainer):
             Saver(self.checkpointer, period, evaluation_period),
             Evaluator(evaluation_period, self._evaluate),
         ]
-        if self.cfg.TEST.AUG.ENABLED:
+        if self.cfg.TEST.AUG.ENABLED and self.cfg.DATASETS.TEST:
             built.append(hooks.EvalHook(0, self._test_with_TTA_at_the_end))
         if comm.is_main_process():
             # Short runs, too, get curves worth looking at.

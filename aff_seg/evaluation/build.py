@@ -25,14 +25,14 @@ class Entry:
 
     Attributes:
         output: what it reads of the model's outputs, see :mod:`aff_seg.architectures`.
-        task: its key in the results.
-        metrics: its metrics there; one with ``-`` at its end goes on with the name of a class.
+        tasks: its keys in the results.
+        metrics: the metrics of each; one with ``-`` at its end goes on with the name of a class.
         build: from (dataset name, output folder).
         reads: key of the dataset's metadata with the file that only this evaluator reads.
     """
 
     output: str
-    task: str
+    tasks: tuple[str, ...]
     metrics: tuple[str, ...]
     build: Callable[[str, str], DatasetEvaluator]
     reads: str | None = None
@@ -40,39 +40,39 @@ class Entry:
 
 SEMANTIC = Entry(
     "sem_seg",
-    "sem_seg",
+    ("sem_seg",),
     ("mIoU", "fwIoU", "mACC", "pACC", "IoU-", "ACC-"),
     SemanticEvaluator,
 )
 INSTANCE = Entry(
     "instances",
-    "segm",
+    ("segm", "bbox"),
     ("AP", "AP50", "AP75", "APs", "APm", "APl", "AP-"),
     InstanceEvaluator,
     reads="json_file",
 )
 PANOPTIC = Entry(
     "panoptic_seg",
-    "panoptic_seg",
+    ("panoptic_seg",),
     tuple(f"{metric}{group}" for metric in ("PQ", "SQ", "RQ") for group in GROUPS),
     PanopticEvaluator,
 )
 BOXES = Entry(
     "boxes",
-    "bbox",
+    ("bbox",),
     ("AP", "AP50", "AP75", "APs", "APm", "APl", "AP-"),
     partial(InstanceEvaluator, tasks=("bbox",)),
     reads="json_file",
 )
 CITYSCAPES_SEMANTIC = Entry(
     "sem_seg",
-    "sem_seg",
+    ("sem_seg",),
     ("IoU", "iIoU", "IoU_sup", "iIoU_sup"),
     cityscapes.SemanticEvaluator,
 )
 CITYSCAPES_INSTANCE = Entry(
     "instances",
-    "segm",
+    ("segm",),
     ("AP", "AP50"),
     cityscapes.InstanceEvaluator,
 )
@@ -122,7 +122,7 @@ def semantic_tests(cfg: CfgNode) -> list[str]:
     return [
         name
         for name in cfg.DATASETS.TEST
-        if any(entry.task == SEMANTIC.task for entry in _entries(cfg, name))
+        if any(entry.tasks == SEMANTIC.tasks for entry in _entries(cfg, name))
     ]
 
 
@@ -133,9 +133,9 @@ def check_best_metric(cfg: CfgNode) -> None:
         return
     name = cfg.DATASETS.TEST[0]
     entries = _entries(cfg, name)
-    tasks = {entry.task for entry in entries}
+    tasks = {task for entry in entries for task in entry.tasks}
     columns = [column for column, task, _ in COLUMNS if task in tasks]
-    full = [f"{entry.task}/{one}" for entry in entries for one in entry.metrics]
+    full = [f"{t}/{one}" for entry in entries for t in entry.tasks for one in entry.metrics]
     of_a_class = tuple(one for one in full if one.endswith("-"))
     if metric not in (*columns, *full) and not metric.startswith(of_a_class):
         raise UserError(

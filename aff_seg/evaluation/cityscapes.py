@@ -1,14 +1,17 @@
 """Cityscapes' evaluation with progress and tables in the log instead of on stdout."""
 
 import contextlib
+import fcntl
 import glob
 import io
 import logging
 import os
 import re
+import shutil
 import warnings
 from collections import OrderedDict
 from collections.abc import Iterator
+from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -26,6 +29,8 @@ logger = logging.getLogger(__name__)
 
 DONE = re.compile(r"\rImages Processed: (\d+)")
 TOTAL = re.compile(r"(\d+) (?:pairs of )?images\.\.\.")
+# Folders of predictions, and the file in each that its evaluation holds.
+PREDICTIONS, LOCK = "predictions_", "lock"
 COLOUR = re.compile(r"\x1b\[[\d;]*m")
 
 
@@ -91,6 +96,18 @@ def _output_to_log(title: str) -> Iterator[None]:
         logger.info("%s\n%s", title, output.tables())
 
 
+def _remove_abandoned(folder: str) -> None:
+    """Remove predictions of evaluations that were killed."""
+    for abandoned in Path(folder).glob(f"{PREDICTIONS}*"):
+        try:
+            with open(abandoned / LOCK, "w") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(abandoned, ignore_errors=True)
+        except OSError:
+            # Somebody is at work there.
+            continue
+
+
 class _SharedFolder(CityscapesEvaluator):
     """Predictions lie as files where every process sees them, for the first one to score.
 
@@ -109,9 +126,17 @@ class _SharedFolder(CityscapesEvaluator):
         name = None
         if comm.is_main_process():
             os.makedirs(self._output_dir, exist_ok=True)
-            self._working_dir = TemporaryDirectory(prefix="predictions_", dir=self._output_dir)
+            _remove_abandoned(self._output_dir)
+            self._working_dir = TemporaryDirectory(prefix=PREDICTIONS, dir=self._output_dir)
             name = self._working_dir.name
+            self._lock = os.open(os.path.join(name, LOCK), os.O_RDWR | os.O_CREAT)
+            fcntl.flock(self._lock, fcntl.LOCK_EX)
         self._temp_dir = comm.all_gather(name)[0]
+
+    def clean_up(self) -> None:
+        """Remove the predictions, in the first process."""
+        self._working_dir.cleanup()
+        os.close(self._lock)
 
 
 class InstanceEvaluator(_SharedFolder, CityscapesInstanceEvaluator):
@@ -134,7 +159,7 @@ class InstanceEvaluator(_SharedFolder, CityscapesInstanceEvaluator):
             return None
         with _output_to_log("Cityscapes instances"):
             averages = self._averages()
-        self._working_dir.cleanup()
+        self.clean_up()
         scores = {"AP": 100 * averages["allAp"], "AP50": 100 * averages["allAp50%"]}
         return OrderedDict(segm=scores)
 
@@ -173,7 +198,7 @@ class SemanticEvaluator(_SharedFolder, CityscapesSemSegEvaluator):
             return None
         with _output_to_log("Cityscapes classes"):
             results = self._results()
-        self._working_dir.cleanup()
+        self.clean_up()
         scores = {
             "IoU": 100 * results["averageScoreClasses"],
             "iIoU": 100 * results["averageScoreInstClasses"],

@@ -49,7 +49,9 @@ class PanopticEvaluator(COCOPanopticEvaluator):
         with open(self._metadata.panoptic_json, encoding="utf-8") as file:
             truth = json.load(file)
         with tempfile.TemporaryDirectory(prefix="panoptic_eval_") as folder:
-            for prediction in predictions:
+            for number, prediction in enumerate(predictions):
+                # Pictures of different folders may have one name.
+                prediction["file_name"] = f"{number}.png"
                 with open(os.path.join(folder, prediction["file_name"]), "wb") as file:
                     file.write(prediction.pop("png_string"))
             if self._output_dir is not None:

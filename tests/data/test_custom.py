@@ -53,7 +53,8 @@ def told(*entries, **kwargs):
 
 
 def name_of(record):
-    return Path(record["file_name"]).stem
+    path = Path(record["file_name"])
+    return path.parent.name if path.stem == "picture" else path.stem
 
 
 # Registration
@@ -508,6 +509,21 @@ def test_sparse_panoptic_annotations_score_100(root, tmp_path):
     path.write_text(json.dumps(content))
     entry = entry_of("coco_panoptic", root, ANNOTATIONS=str(path), SEGMENTS=str(root / "panoptic"))
     assert set(score(registered(entry), tmp_path).values()) == {100.0}
+
+
+def test_pictures_of_one_name_in_several_folders_score_100(tmp_path):
+    write_small_sets(tmp_path)
+    path = tmp_path / "panoptic.json"
+    content = json.loads(path.read_text())
+    for part, folder, suffix in (("images", "images", "jpg"), ("annotations", "panoptic", "png")):
+        for entry in content[part]:
+            old = tmp_path / folder / entry["file_name"]
+            entry["file_name"] = f"{old.stem}/picture.{suffix}"
+            old.with_suffix("").mkdir()
+            old.rename(tmp_path / folder / entry["file_name"])
+    path.write_text(json.dumps(content))
+    cfg = registered(entry_of("coco_panoptic", tmp_path))
+    assert set(score(cfg, tmp_path / "out").values()) == {100.0}
 
 
 def test_instances_with_gaps_and_sparse_annotations_score_100(root, tmp_path):

@@ -210,6 +210,22 @@ def test_cityscapes_tables_go_to_the_log_and_no_file_is_left(
 
 
 @pytest.mark.parametrize("dataset", ["with_things"], indirect=True)
+def test_predictions_of_killed_evaluations_are_removed(dataset, tmp_path):
+    abandoned = tmp_path / "predictions_killed"
+    abandoned.mkdir()
+    (abandoned / "lock").touch()
+    (abandoned / "a_pred.txt").touch()
+    evaluators = [cityscapes.InstanceEvaluator(dataset.name, str(tmp_path)) for _ in range(2)]
+    for evaluator in evaluators:
+        evaluator.reset()
+    assert not abandoned.exists()
+    # Those at work are left alone.
+    assert len(list(tmp_path.glob("predictions_*"))) == 2
+    for evaluator in evaluators:
+        evaluator.clean_up()
+
+
+@pytest.mark.parametrize("dataset", ["with_things"], indirect=True)
 @pytest.mark.parametrize("evaluator", [cityscapes.InstanceEvaluator, cityscapes.SemanticEvaluator])
 def test_error_of_the_cityscapes_scripts_is_a_user_error(dataset, evaluator, tmp_path):
     evaluator = evaluator(dataset.name, str(tmp_path))
@@ -376,3 +392,7 @@ def test_the_best_metric_is_checked_before_training(load_config):
         cfg.TEST.BEST_METRIC = unknown
         with pytest.raises(UserError, match=f"BEST_METRIC is '{unknown}', but ade20k.* by mIoU; "):
             check_best_metric(cfg)
+    cfg = load_config("coco/panoptic/aff_mini")
+    for known in ("PQ", "AP", "segm/APs", "bbox/AP", "panoptic_seg/RQ_st"):
+        cfg.TEST.BEST_METRIC = known
+        check_best_metric(cfg)

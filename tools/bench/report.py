@@ -70,9 +70,10 @@ class Report:
 
     @property
     def results(self) -> str:
-        """The table of rows and that of targets."""
-        reached = target_table(self._judge(self.rows, self.exponent))
-        return f"{table(self.rows)}\n\n{self._legend}\n\n{reached}\n"
+        """The table of rows and, where there are any, that of targets."""
+        reached = self._judge(self.rows, self.exponent)
+        parts = [table(self.rows), self._legend, *([target_table(reached)] if reached else [])]
+        return "\n\n".join(parts) + "\n"
 
     def add(self, row: Row) -> None:
         """Take a row and write everything."""
