@@ -12,9 +12,11 @@ import pycocotools.mask
 import pytest
 import torch
 from detectron2.modeling import build_model
+from panopticapi.evaluation import pq_compute
 from panopticapi.utils import rgb2id
 from PIL import Image
 
+from aff_seg.data.shapes import write_dataset
 from aff_seg.prediction.video import VideoReader, VideoWriter
 from aff_seg.setup_cfg import load_cfg
 
@@ -397,6 +399,30 @@ def test_results_in_cocos_form_are_those_of_the_evaluation(tmp_path, weights):
         assert [s["category"] for s in told] == [
             categories[s["category_id"]] for s in annotation["segments_info"]
         ]
+
+
+def test_results_in_cocos_form_score_as_in_evaluation(tmp_path):
+    root = tmp_path / "data"
+    write_dataset(layout="cityscapes", root=root, train=1, val=3, size=(128, 256), progress=False)
+    config, weights = "configs/quick/shapes_demo.yaml", "demo/aff_shapes.safetensors"
+    scored = [sys.executable, "train_net.py", "--config-file", config, "--eval-only"]
+    scored += ["MODEL.WEIGHTS", weights, "OUTPUT_DIR", str(tmp_path / "scores")]
+    environment = {**os.environ, "DETECTRON2_DATASETS": str(root), "PYTHONPATH": str(ROOT)}
+    environment["CUDA_VISIBLE_DEVICES"] = ""
+    done = subprocess.run(
+        scored, cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    (scores,) = json.loads((tmp_path / "scores" / "results.json").read_text()).values()
+
+    argv = ["--config-file", str(ROOT / config), "--weights", str(ROOT / weights), "--input"]
+    argv += [str(root / "cityscapes/leftImg8bit/val/*/*.png"), "--output", str(tmp_path / "out")]
+    assert exit_status([*argv, "--coco-panoptic", "--opts", "MODEL.DEVICE", "cpu"]) == 0
+    truth = root / "cityscapes" / "gtFine" / "cityscapes_panoptic_val"
+    written = tmp_path / "out" / "panoptic"
+    found = pq_compute(f"{truth}.json", str(written / "panoptic.json"), str(truth), str(written))
+    assert 30 < 100 * found["All"]["pq"] < 95
+    assert 100 * found["All"]["pq"] == pytest.approx(scores["panoptic_seg"]["PQ"], abs=1e-6)
 
 
 @pytest.mark.parametrize(
