@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import shutil
 import signal
+import threading
 import time
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 from panopticapi.utils import rgb2id
 from PIL import Image
+from tqdm import tqdm
 
 from aff_seg.data.ade20k import THINGS
 from aff_seg.data.preparation import files, processes
@@ -48,6 +50,8 @@ def run_aside(layout: str, root: Path, *options: object) -> multiprocessing.Proc
 
     def work() -> None:
         os.setsid()
+        # Killed with the lock that it shares with this process, it would leave that waiting.
+        tqdm.set_lock(threading.RLock())
         with open(os.devnull, "w") as nowhere:
             os.dup2(nowhere.fileno(), 1)
             os.dup2(nowhere.fileno(), 2)
