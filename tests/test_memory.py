@@ -11,7 +11,7 @@ from aff_seg import ops
 # Stated in README.md: peak memory of panoptic inference at 1024x2048 beyond that of the process
 # with the loaded model.
 STATED_MIB = 700
-# Stated in docs/python.md: of a process in which AFF-Mini segments 5000x4000 pixels in tiles of 1024.
+# Stated in docs/python.md: of a process in which AFF-Mini segments 5000x4000 pixels by tiles.
 STATED_TILED_MIB = 6 * 1024
 HIGH_WATER = """
 def high_water():
