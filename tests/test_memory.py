@@ -8,7 +8,7 @@ import pytest
 
 from aff_seg import ops
 
-# Stated in README.md: peak memory of panoptic inference at 1024x2048 beyond that of the process
+# Stated in docs/results.md: peak memory of panoptic inference at 1024x2048 beyond that of the process
 # with the loaded model.
 STATED_MIB = 700
 SCRIPT = """
