@@ -2,7 +2,8 @@
 
 Blocks of a page run one after the other in one folder that looks like the root of the project:
 ``python`` in one process, ``sh`` with bash. ``yaml`` is written to the file that its first line
-names. ``text`` is what the block before it prints. Blocks whose fence says "not run" are left.
+names. ``text`` is what the block before it prints. Blocks whose fence says "not run" are left, and
+by the quick tests those that say "slow".
 """
 
 import os
@@ -17,24 +18,16 @@ from aff_seg import ops
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
-BLOCK = re.compile(r"^```(\w+)( not run)?\n(.*?)^```$", re.M | re.S)
+BLOCK = re.compile(r"^```(\w+)(?: (not run|slow))?\n(.*?)^```$", re.M | re.S)
 MARK = "=== block "
-slow = pytest.mark.slow
-TUTORIALS = [
-    "operators",
-    "python",
-    "token_figure",
-    pytest.param("own_data", marks=slow),
-    pytest.param("mask_rcnn", marks=slow),
-    pytest.param("clusters", marks=slow),
-]
-COMPILED = ("operators", "python")
+QUICK = ("operators", "python", "token_figure")
+TUTORIALS = (*QUICK, "own_data", "mask_rcnn", "clusters")
 
 
-def blocks_of(page):
+def blocks_of(page, without=("not run",)):
     """(language, text) of the blocks that are run or compared."""
     found = BLOCK.findall(page.read_text())
-    return [(language, text) for language, left, text in found if not left]
+    return [(language, text) for language, said, text in found if said not in without]
 
 
 def program_of(blocks):
@@ -71,9 +64,8 @@ def workspace(tmp_path):
     return folder
 
 
-def outputs(page, folder):
-    """What each block printed, by number; and the blocks."""
-    blocks = blocks_of(page)
+def run(blocks, folder):
+    """Run blocks, and compare what they print with what they say."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
     environment.pop("DETECTRON2_DATASETS", None)
     done = subprocess.run(
@@ -88,29 +80,27 @@ def outputs(page, folder):
     assert done.returncode == 0, done.stdout[-4000:]
     parts = re.split(rf"^{MARK}\d+\n", done.stdout, flags=re.M)[1:]
     assert len(parts) == len(blocks)
-    return blocks, parts
-
-
-@pytest.mark.timeout(1200)
-@pytest.mark.parametrize("name", TUTORIALS)
-def test_a_tutorial_does_what_it_shows(name, workspace):
-    if name in COMPILED and not ops.NATIVE:
-        pytest.skip("the reference of the neighbour search cannot be compiled")
-    blocks, parts = outputs(ROOT / "docs" / f"{name}.md", workspace)
     for number, (language, text) in enumerate(blocks):
         if language == "text":
             assert text in parts[number - 1], f"{text}\n--- but:\n{parts[number - 1]}"
 
 
+@pytest.mark.parametrize("name", QUICK)
+def test_a_tutorial_does_what_it_shows(name, workspace):
+    run(blocks_of(ROOT / "docs" / f"{name}.md", without=("not run", "slow")), workspace)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.skipif(not ops.NATIVE, reason="the references cannot be compiled")
+@pytest.mark.parametrize("name", TUTORIALS)
+def test_a_whole_tutorial_does_what_it_shows(name, workspace):
+    run(blocks_of(ROOT / "docs" / f"{name}.md"), workspace)
+
+
 def test_the_python_of_the_readme_runs(workspace):
-    (workspace / "README.md").write_text(
-        "\n".join(
-            f"```python\n{text}```"
-            for language, text in blocks_of(ROOT / "README.md")
-            if language == "python"
-        )
-    )
-    outputs(workspace / "README.md", workspace)
+    blocks = blocks_of(ROOT / "README.md")
+    run([(language, text) for language, text in blocks if language == "python"], workspace)
 
 
 def test_the_readme_is_one_page_and_names_every_other():
@@ -132,7 +122,5 @@ def test_links_lead_somewhere_and_pictures_are_small(page):
 
 
 def test_every_tutorial_is_run():
-    """Pages with Python in them are in the list above."""
-    listed = {getattr(entry, "values", (entry,))[0] for entry in TUTORIALS}
-    shown = {p.stem for p in PAGES if "```python" in p.read_text() and p.stem != "README"}
-    assert shown <= listed
+    shown = {p.stem for p in PAGES if re.search("^```python", p.read_text(), re.M)}
+    assert shown - {"README"} <= set(TUTORIALS)
