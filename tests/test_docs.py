@@ -98,9 +98,13 @@ def test_a_whole_tutorial_does_what_it_shows(name, workspace):
     run(blocks_of(ROOT / "docs" / f"{name}.md"), workspace)
 
 
-def test_the_python_of_the_readme_runs(workspace):
+def test_the_readme_segments_a_picture(workspace):
+    """The commands that download, or take minutes, are tested elsewhere."""
     blocks = blocks_of(ROOT / "README.md")
-    run([(language, text) for language, text in blocks if language == "python"], workspace)
+    shown = [(kind, text) for kind, text in blocks if kind == "python" or "demo/demo.py" in text]
+    assert len(shown) == 3
+    run(shown, workspace)
+    assert (workspace / "output" / "pictures" / "scene_tokens.png").is_file()
 
 
 def test_the_readme_is_one_page_and_names_every_other():

@@ -8,8 +8,8 @@ import pytest
 
 from aff_seg import ops
 
-# Stated in docs/results.md: peak memory of panoptic inference at 1024x2048 beyond that of the process
-# with the loaded model.
+# Stated in docs/results.md: peak memory of panoptic inference at 1024x2048 beyond that of the
+# process with the loaded model.
 STATED_MIB = 700
 SCRIPT = """
 import torch
