@@ -6,6 +6,7 @@ names. ``text`` is what the block before it prints. Blocks whose fence says "not
 by the quick tests those that say "slow".
 """
 
+import json
 import os
 import re
 import subprocess
@@ -96,6 +97,9 @@ def test_a_tutorial_does_what_it_shows(name, workspace):
 @pytest.mark.parametrize("name", TUTORIALS)
 def test_a_whole_tutorial_does_what_it_shows(name, workspace):
     run(blocks_of(ROOT / "docs" / f"{name}.md"), workspace)
+    if name == "own_data":
+        (scores,) = json.loads((workspace / "output/own/score/results.json").read_text()).values()
+        assert scores["segm"]["AP"] > 10
 
 
 def test_the_readme_segments_a_picture(workspace):
