@@ -8,8 +8,8 @@ import pytest
 
 from aff_seg import ops
 
-# Stated in README.md: peak memory of panoptic inference at 1024x2048 beyond that of the process
-# with the loaded model.
+# Stated in docs/results.md: peak memory of panoptic inference at 1024x2048 beyond that of the
+# process with the loaded model.
 STATED_MIB = 700
 # Stated in docs/python.md: of a process in which AFF-Mini segments 5000x4000 pixels by tiles.
 STATED_TILED_MIB = 6 * 1024

@@ -13,7 +13,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils import comm
 from tqdm import tqdm
 
-from aff_seg.architectures import detectron2_architecture
+from aff_seg.architectures import detectron2_architecture, outputs_of
 from aff_seg.data.labels import read_label_image
 from aff_seg.data.loaders import (
     Records,
@@ -58,7 +58,7 @@ def register_custom(cfg: CfgNode) -> None:
     for entry in chosen.values():
         entry["CLASSES"] = _categories(entry)
         entry.pop("COLORS", None)
-        _register(entry, cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE)
+        _register(entry, cfg)
     _check_same_classes(list(chosen.values()))
     cfg.DATASETS.CUSTOM = entries
     if used and used[0] in chosen:
@@ -238,26 +238,29 @@ def _highest_label(folder: str, ignore_label: int) -> int:
 # Registration
 
 
-def _register(entry: dict, ignore_label: int) -> None:
+def _register(entry: dict, cfg: CfgNode) -> None:
     name = entry["NAME"]
     if name in _registered:
         DatasetCatalog.pop(name, None)
         MetadataCatalog.pop(name, None)
-    load, metadata = KINDS[entry["KIND"]](entry)
+    load, metadata = KINDS[entry["KIND"]](entry, cfg)
+    ignore_label = cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE
     DatasetCatalog.register(name, load)
     MetadataCatalog.get(name).set(image_root=entry["IMAGES"], ignore_label=ignore_label, **metadata)
     _registered[name] = entry
 
 
-def _coco(entry: dict) -> "Registration":
+def _coco(entry: dict, cfg: CfgNode) -> "Registration":
     metadata = instance_metadata(entry["CLASSES"], _colours(entry))
     things = metadata["thing_dataset_id_to_contiguous_id"]
     path = entry["ANNOTATIONS"]
     metadata |= {"evaluator_type": "coco", "json_file": path}
-    return partial(load_instances, path, entry["IMAGES"], things), metadata
+    boxes_alone = "boxes" in outputs_of(cfg)
+    load = partial(load_instances, path, entry["IMAGES"], things, boxes_alone=boxes_alone)
+    return load, metadata
 
 
-def _coco_panoptic(entry: dict) -> "Registration":
+def _coco_panoptic(entry: dict, cfg: CfgNode) -> "Registration":
     metadata = panoptic_metadata(entry["CLASSES"], _colours(entry))
     path = entry["ANNOTATIONS"]
     segments = entry.get("SEGMENTS") or path.removesuffix(".json")
@@ -277,7 +280,7 @@ def _coco_panoptic(entry: dict) -> "Registration":
     return load, metadata
 
 
-def _semantic(entry: dict) -> "Registration":
+def _semantic(entry: dict, cfg: CfgNode) -> "Registration":
     metadata = semantic_metadata(entry["CLASSES"], _colours(entry))
     labels = entry["ANNOTATIONS"]
     metadata |= {"evaluator_type": "sem_seg", "sem_seg_root": labels}
@@ -290,7 +293,7 @@ def _colours(entry: dict) -> list | None:
 
 
 Registration = tuple[Callable[[], Records], dict]
-KINDS: dict[str, Callable[[dict], Registration]] = {
+KINDS: dict[str, Callable[[dict, CfgNode], Registration]] = {
     "coco": _coco,
     "coco_panoptic": _coco_panoptic,
     "semantic": _semantic,

@@ -63,7 +63,9 @@ def entries(content: Mapping, part: str, where: Any, *keys: str) -> list[dict]:
     return found
 
 
-def load_instances(json_file: str, image_root: str, things: IdMap) -> Records:
+def load_instances(
+    json_file: str, image_root: str, things: IdMap, *, boxes_alone: bool = False
+) -> Records:
     """Read a dataset in COCO's instance form.
 
     Args:
@@ -71,6 +73,7 @@ def load_instances(json_file: str, image_root: str, things: IdMap) -> Records:
             polygons of less than three points, and objects that have no others.
         image_root: folder of the images.
         things: category id of the file to class of the model.
+        boxes_alone: whether objects that have a box need no mask.
 
     Returns:
         a record for each image, also for one without objects: ``file_name``, ``image_id``,
@@ -103,15 +106,16 @@ def load_instances(json_file: str, image_root: str, things: IdMap) -> Records:
         if entry["image_id"] not in records:
             continue
         record = records[entry["image_id"]]
-        segmentation = _segmentation(entry, [record["height"], record["width"]], where)
-        if not segmentation:
-            left_out += 1
-            continue
         annotation = {
             "category_id": _class_of(entry["category_id"], things, json_file),
             "iscrowd": entry.get("iscrowd", 0),
-            "segmentation": segmentation,
         }
+        if entry.get("segmentation") or not (boxes_alone and entry.get("bbox")):
+            size = [record["height"], record["width"]]
+            annotation["segmentation"] = _segmentation(entry, size, where)
+            if not annotation["segmentation"]:
+                left_out += 1
+                continue
         if entry.get("bbox"):
             annotation |= {"bbox": entry["bbox"], "bbox_mode": BoxMode.XYWH_ABS}
         record["annotations"].append(annotation)

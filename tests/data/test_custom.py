@@ -176,6 +176,10 @@ def test_what_detectron2s_models_cannot_be_trained_on_is_told(root, tmp_path):
     assert "no polygon; set INPUT.MASK_FORMAT bitmask." in told_by_mapper(boxed)
     bare = with_boxes(root, tmp_path, segmentation=None)
     assert "without segmentation; add it, or set MODEL.MASK_ON False." in told_by_mapper(bare)
+    check_datasets(detectron2_cfg("RetinaNet", bare))
+    registered(bare)
+    with pytest.raises(UserError, match="annotation 1 has no segmentation; give it polygons"):
+        DatasetCatalog.get("small")
     cfg = detectron2_cfg("GeneralizedRCNN", boxed)
     cfg.MODEL.MASK_ON = False
     mapper = build_train_mapper(cfg)

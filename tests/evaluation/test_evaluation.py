@@ -317,10 +317,10 @@ def test_what_an_architecture_gives_is_scored(architecture, toy):
     cfg = config(semantic=False, instance=False, panoptic=False)
     cfg.INPUT.DATASET_MAPPER_NAME = "detectron2"
     cfg.MODEL.META_ARCHITECTURE, cfg.MODEL.MASK_ON = architecture, True
-    assert [entry.task for entry in build._entries(cfg, toy)] == GIVEN[architecture]
+    assert [entry.tasks[0] for entry in build._entries(cfg, toy)] == GIVEN[architecture]
     cfg.MODEL.MASK_ON = False
     boxes = [task.replace("segm", "bbox") for task in GIVEN[architecture]]
-    assert [entry.task for entry in build._entries(cfg, toy)] == boxes
+    assert [entry.tasks[0] for entry in build._entries(cfg, toy)] == boxes
     cfg.DATASETS.TEST, cfg.TEST.BEST_METRIC = (toy,), "AP_box"
     if "bbox" in boxes:
         check_best_metric(cfg)

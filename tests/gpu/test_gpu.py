@@ -97,7 +97,7 @@ def test_inference_as_a_graph(model, batch, precision):
 
 @torch.no_grad()
 def test_bfloat16_changes_little(model, batch):
-    """Bounds that the README states; where it rounds, some tokens survive that did not."""
+    """Bounds that docs/gpu.md states; where it rounds, some tokens survive that did not."""
     images = model.preprocess(batch).tensor
     want, segmented = _predict(model, images), model(batch)
     with torch.autocast("cuda", torch.bfloat16):
