@@ -84,9 +84,9 @@ def test_classification_files_become_backbones(tmp_path, variant, suffix, conver
     ("variant", "classes", "queries", "learned"),
     [
         ("mini", 150, 100, True),
-        ("tiny", 80, 100, False),
-        ("small", 8, 100, True),
-        ("base", 19, 250, True),
+        pytest.param("tiny", 80, 100, False, marks=pytest.mark.slow),
+        pytest.param("small", 8, 100, True, marks=pytest.mark.slow),
+        pytest.param("base", 19, 250, True, marks=pytest.mark.slow),
         ("mini", 133, 100, False),
         ("mini", 100, 100, True),
     ],
@@ -200,6 +200,7 @@ def test_bad_files_are_told_in_one_sentence(tmp_path, convert):
     torch.save({"model": {"a": torch.ones(2)}}, source)
     folder = tmp_path / "folder.pth"
     folder.mkdir()
+    (tmp_path / "same.pth").symlink_to(source)
     (tmp_path / "text.pkl").write_text("no pickle")
     (tmp_path / "cut.pkl").write_bytes(pickle.dumps({"a": b"x" * 99})[:40])
     (tmp_path / "empty.safetensors").write_bytes(b"")
@@ -208,6 +209,7 @@ def test_bad_files_are_told_in_one_sentence(tmp_path, convert):
         ((source, tmp_path / "out.pkl"), "out.pkl must end in .safetensors or .pth, which say"),
         ((source, tmp_path / "none" / "out.pth"), "none/out.pth: No such file or directory."),
         ((source, folder), "Cannot write"),
+        ((source, tmp_path / "." / "same.pth"), "same.pth is the file to read; give another name"),
         ((tmp_path / "text.pkl", target), "text.pkl is damaged"),
         ((tmp_path / "cut.pkl", target), "cut.pkl is damaged or no pickle of weights."),
         ((tmp_path / "empty.safetensors", target), "empty.safetensors is damaged"),

@@ -29,6 +29,7 @@ from aff_seg.engine.recognition import (
     BACKBONE,
     Kind,
     Recognised,
+    backbone_alone,
     names_of,
     recognise,
     segmentation_names,
@@ -51,7 +52,7 @@ FOLDERS = {
 }
 ANY_FOLDER = "cityscapes/panoptic"
 # Names shown of each kind of mismatch.
-SHOWN = 6
+SHOWN = 8
 
 
 @dataclass(frozen=True)
@@ -135,6 +136,8 @@ def convert(
     if not target.endswith(SUFFIXES):
         raise UserError(f"{target} must end in {' or '.join(SUFFIXES)}, which say what to write.")
     check_weights_exist(source)
+    if os.path.exists(target) and os.path.samefile(source, target):
+        raise UserError(f"{target} is the file to read; give another name to write to.")
     checkpoint = read_checkpoint(source)
     weights, rest = checkpoint["model"], sorted(str(key) for key in checkpoint if key != "model")
     found = recognise(weights)
@@ -147,7 +150,9 @@ def convert(
     taken = {id(value) for value in kept.values()}
     if dropped := [name for name, value in weights.items() if id(value) not in taken]:
         print(f"Not of this model, left out: {_some(dropped)}")
-    if part == "backbone":
+    if part == "backbone" and model is None:
+        kept = backbone_alone(kept)
+    elif part == "backbone":
         kept = {name: value for name, value in kept.items() if name.startswith(BACKBONE)}
     if not kept:
         raise UserError(
@@ -178,7 +183,9 @@ def _container(checkpoint: dict) -> str:
 
 def _published_config(found: Recognised) -> str:
     """Config of the published model that a file is of, or empty."""
-    folder = FOLDERS.get(found.classes) if found.kind is Kind.SEGMENTATION else ANY_FOLDER
+    folder = ANY_FOLDER if found.kind in (Kind.CLASSIFICATION, Kind.BACKBONE) else None
+    if found.kind is Kind.SEGMENTATION:
+        folder = FOLDERS.get(found.classes)
     if found.variant is None or folder is None:
         return ""
     return str(CONFIGS / folder / f"aff_{found.variant}.yaml")

@@ -9,7 +9,9 @@ import pytest
 import torch
 
 from aff_seg.engine import plain_pickle
+from aff_seg.engine.checkpoint_file import read_checkpoint
 from aff_seg.engine.plain_pickle import ForbiddenGlobalError
+from aff_seg.errors import UserError
 
 
 @pytest.mark.parametrize("protocol", range(2, pickle.HIGHEST_PROTOCOL + 1))
@@ -42,8 +44,8 @@ def test_text_of_python_2_is_latin_1():
 class Call:
     """Unpickling this calls ``function``."""
 
-    def __init__(self, function, *args):
-        self.call = (function, args)
+    def __init__(self, function, *args, state=None):
+        self.call = (function, args, state)
 
     def __reduce__(self):
         return self.call
@@ -78,6 +80,38 @@ def test_a_tensor_is_no_way_in(tmp_path):
     with pytest.raises(pickle.UnpicklingError):
         plain_pickle.load(content)
     assert not (tmp_path / "ran").exists()
+
+
+# A type that says there are numbers where there is the address of an object.
+DOCTORED = Call(np.dtype, "V8", state=(3, "|", None, ("a",), {"a": (np.dtype("O"), 0)}, 8, 1, 0))
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        Call(np.ndarray, (1,), "O", b"A" * 8),
+        Call(
+            *np.zeros(1).__reduce__()[:1],
+            np.ndarray,
+            (0,),
+            "O",
+            state=(1, (1,), DOCTORED, 0, b"A" * 8),
+        ),
+        Call(*np.float32(0).__reduce__()[:1], DOCTORED, b"A" * 8),
+        Call(*np.zeros(1).__reduce_ex__(5)[:1], b"A" * 8, DOCTORED, (1,), "C"),
+    ],
+)
+def test_arrays_hold_no_addresses_of_the_file(call, tmp_path):
+    """NumPy's own functions would follow them."""
+    content = {"model": {"a": call}}
+    (tmp_path / "evil.pkl").write_bytes(pickle.dumps(content))
+    torch.save(content, tmp_path / "evil.pth")
+    for name in ("evil.pkl", "evil.pth"):
+        try:
+            found = read_checkpoint(str(tmp_path / name))["model"]["a"]
+        except UserError:
+            continue
+        assert found.numel() == 0
 
 
 @pytest.mark.parametrize(

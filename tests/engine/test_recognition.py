@@ -67,6 +67,22 @@ def test_other_files_are_told_apart(load_config, tiny_opts):
         assert backbone_alone(weights) == {}
 
 
+def test_files_with_another_head_or_backbone_are_told_apart():
+    whole = on_meta(segmentation_shapes("tiny", 19))
+    rest = {name: w for name, w in whole.items() if not name.startswith("backbone.")}
+    found = recognise(rest | on_meta({"backbone.stem.conv1.weight": (3, 3)}))
+    assert str(found) == "segmentation file with another backbone, 19 classes, 100 queries"
+    bare = on_meta(classification_shapes("tiny"))
+    bare = {name: w for name, w in bare.items() if not name.startswith(("norm.", "head."))}
+    assert recognise(bare) == Recognised(Kind.BACKBONE, "tiny")
+    detector = {f"backbone.bottom_up.{name}": w for name, w in bare.items()}
+    assert recognise(detector) == Recognised(Kind.BACKBONE, "tiny")
+    detector |= on_meta({"backbone.fpn_lateral2.weight": (3, 3), "roi_heads.weight": (3, 3)})
+    assert str(recognise(detector)) == "model of Detectron2 with AFF, AFF-Tiny"
+    assert segmentation_names(detector) is detector
+    assert backbone_alone(detector) == backbone_alone(bare) == segmentation_names(bare)
+
+
 @pytest.mark.parametrize("variant", SIZES)
 def test_classification_files_fill_the_backbone_but_for_its_norms(variant, models):
     weights = on_meta(classification_shapes(variant))
