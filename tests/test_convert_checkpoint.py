@@ -4,7 +4,7 @@ import importlib
 import os
 import pickle
 import re
-import subprocess
+import resource
 import sys
 from pathlib import Path
 
@@ -158,7 +158,7 @@ def test_a_config_names_the_model_to_compare_with(tmp_path, convert, capsys):
     convert(source, str(tmp_path / "a.pth"))
     output = capsys.readouterr().out
     assert "AFF segmentation file, sizes of its own, 19 classes, 40 queries" in output
-    assert "No published model has these sizes: give --config-file" in output
+    assert "No published model to compare with: give --config-file" in output
     convert(source, str(tmp_path / "b.pth"), config_file=config)
     assert table(capsys.readouterr().out)["total"][1:4] == ["0", "0", "0"]
     with pytest.raises(UserError, match="does not fit the model of configs/coco.*nothing written"):
@@ -188,11 +188,6 @@ def test_what_does_not_match_is_counted_and_named(tmp_path, change, convert, cap
         assert table(output)[module][1:4] == want
     label = "wrong shape" if change == "reshaped" else change
     assert f"{label}: {name}\n" in output
-
-
-def run(*arguments: object, **options: object) -> subprocess.CompletedProcess:
-    command = [sys.executable, "tools/convert_checkpoint.py", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, **options)
 
 
 def test_bad_files_are_told_in_one_sentence(tmp_path, convert):
@@ -225,28 +220,30 @@ def test_bad_files_are_told_in_one_sentence(tmp_path, convert):
     assert not target.exists() and not list(tmp_path.glob(".*"))
 
 
-def test_the_program_ends_with_one_line_for_code_in_a_file(tmp_path):
-    source = tmp_path / "evil.pkl"
+def test_the_program_ends_with_one_line_for_code_in_a_file(tmp_path, convert, monkeypatch, capsys):
+    source, target = tmp_path / "evil.pkl", tmp_path / "out.pth"
     source.write_bytes(pickle.dumps({"model": os.mkdir}))
-    done = run(source, tmp_path / "out.pth")
-    assert done.returncode == 1 and done.stdout == ""
-    assert done.stderr.startswith(f"convert_checkpoint.py: error: {source} holds more than tensors")
-    assert done.stderr.count("\n") == 1 and not (tmp_path / "out.pth").exists()
+    monkeypatch.setattr(sys, "argv", ["convert_checkpoint.py", str(source), str(target)])
+    with pytest.raises(SystemExit) as end:
+        sys.modules[convert.__module__].main()
+    output, errors = capsys.readouterr()
+    assert end.value.code == 1 and output == ""
+    assert errors.startswith(f"convert_checkpoint.py: error: {source} holds more than tensors")
+    assert errors.count("\n") == 1 and not target.exists()
 
 
 @pytest.mark.parametrize("name", ["out.safetensors", "out.pth"])
-def test_a_full_disk_leaves_the_old_file(tmp_path, name):
+def test_a_full_disk_leaves_the_old_file(tmp_path, name, convert):
     """A limit on the size of files stands for the disk."""
     source, target = tmp_path / "weights.pth", tmp_path / name
     torch.save({"model": {"a": torch.ones(500_000)}}, source)
     target.write_bytes(b"old")
-    limit = "import resource as r, signal as s; s.signal(s.SIGXFSZ, s.SIG_IGN); " + (
-        "r.setrlimit(r.RLIMIT_FSIZE, (100_000, 100_000)); "
-    )
-    code = f"{limit}import runpy, sys; sys.argv = ['x', {str(source)!r}, {str(target)!r}]; "
-    code += "runpy.run_path('tools/convert_checkpoint.py', run_name='__main__')"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 1
-    assert f"error: Cannot write {target}: File too large." in done.stderr
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+    try:
+        with pytest.raises(UserError, match=f"Cannot write {target}: File too large."):
+            convert(str(source), str(target))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert target.read_bytes() == b"old"
     assert sorted(path.name for path in tmp_path.iterdir()) == [name, "weights.pth"]

@@ -162,7 +162,7 @@ def convert(
             else f"{source} has no weights at all; take another file."
         )
     if model is None:
-        print("No published model has these sizes: give --config-file to see what it covers.")
+        print("No published model to compare with: give --config-file to see what it covers.")
     else:
         match = compare(model.state_dict(), kept)
         _print_coverage(match, model)
