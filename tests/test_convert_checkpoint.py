@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from detectron2.modeling import build_model
 from published_shapes import (
     backbone_shapes,
     classification_shapes,
@@ -151,6 +152,28 @@ def test_half_stores_floats_in_16_bits(tmp_path, convert):
     found = load_file(tmp_path / "model.safetensors")
     assert torch.equal(found["a.weight"], weights["a.weight"].half())
     assert torch.equal(found["a.count"], weights["a.count"])
+
+
+def test_half_refuses_what_it_cannot_hold(tmp_path, convert):
+    write(tmp_path / "model.pth", {"a.weight": torch.tensor([1.0, 7e4])})
+    with pytest.raises(UserError, match="a.weight has numbers too large for 16 bits"):
+        convert(str(tmp_path / "model.pth"), str(tmp_path / "model.safetensors"), half=True)
+    assert not (tmp_path / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize("name", ["r50", "swin_tiny"])
+def test_other_backbones_get_their_place(tmp_path, name, convert, load_config, capsys):
+    model = build_model(load_config(f"ade20k/semantic/{name}"))
+    trained = {n: w for n, w in model.backbone.state_dict().items() if not re.match(r"norm\d", n)}
+    write(tmp_path / "imagenet.pth", trained | {"head.weight": torch.ones(1000, 8)})
+    config = f"configs/ade20k/semantic/{name}.yaml"
+    convert(str(tmp_path / "imagenet.pth"), str(tmp_path / "a.pth"), config_file=config)
+    total = table(capsys.readouterr().out)["total"]
+    assert total[0] == str(len(trained)) and total[2:4] == ["0", "1"]
+    write(tmp_path / "own.pth", model.state_dict())
+    convert(str(tmp_path / "own.pth"), str(tmp_path / "b.pth"))
+    output = capsys.readouterr().out
+    assert "own.pth: segmentation file with another backbone, 150 classes, 100 queries" in output
 
 
 def test_a_config_names_the_model_to_compare_with(tmp_path, convert, capsys):

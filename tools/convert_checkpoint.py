@@ -168,7 +168,11 @@ def convert(
         _print_coverage(match, model)
         if config_file and not match.fits:
             raise UserError(f"{source} does not fit the model of {config_file}; nothing written.")
-    _write(target, {name: _stored(value, half) for name, value in kept.items()})
+    if half:
+        kept = {name: _half(name, value) for name, value in kept.items()}
+    # With memory of their own, as both formats want.
+    own = {"memory_format": torch.contiguous_format}
+    _write(target, {name: value.clone(**own) for name, value in kept.items()})
     print(f"{target}: {len(kept)} tensors, {os.path.getsize(target) / 1e6:.1f} MB")
 
 
@@ -192,12 +196,11 @@ def _published_config(found: Recognised) -> str:
 
 
 def _model(config_file: str) -> nn.Module | None:
-    """The model of a config without memory for its weights; None without a config."""
+    """The model of a config, on the CPU; None without a config."""
     if not config_file:
         return None
     cfg = load_cfg(config_file)
-    with torch.device("meta"):
-        return META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)(cfg)
+    return META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)(cfg)
 
 
 def _print_coverage(match: Match, model: nn.Module) -> None:
@@ -209,11 +212,14 @@ def _print_coverage(match: Match, model: nn.Module) -> None:
     print("\n".join((coverage.table(), *coverage.mismatches())))
 
 
-def _stored(value: Tensor, half: bool) -> Tensor:
-    """A tensor with memory of its own."""
-    if half and value.dtype == torch.float32:
-        return value.half().contiguous()
-    return value.clone(memory_format=torch.contiguous_format)
+def _half(name: str, value: Tensor) -> Tensor:
+    """A tensor in 16 bits, if it is in 32."""
+    if value.dtype != torch.float32:
+        return value
+    half = value.half()
+    if not torch.equal(half.isinf(), value.isinf()):
+        raise UserError(f"{name} has numbers too large for 16 bits; leave --half out.")
+    return half
 
 
 def _write(target: str, weights: dict[str, Tensor]) -> None:
