@@ -18,13 +18,17 @@ import torch
 _KINDS = "biufcSU"
 
 
+class ForbiddenGlobalError(pickle.UnpicklingError):
+    """A pickle wants something that is not allowed; the argument is its name."""
+
+
 class _Type:
     """Stands for :class:`numpy.dtype`, of which a file tells the code and the byte order alone."""
 
     def __init__(self, code: str, *_: Any):
         self.dtype = np.dtype(str(code))
         if self.dtype.kind not in _KINDS:
-            raise pickle.UnpicklingError(f"an array of {self.dtype}")
+            raise ForbiddenGlobalError(f"numpy.dtype('{self.dtype}')")
 
     def __setstate__(self, state: tuple) -> None:
         self.dtype = self.dtype.newbyteorder(state[1])
@@ -45,7 +49,8 @@ def _array(*_: Any) -> _Array:
     return _Array()
 
 
-def _scalar(kind: _Type, content: bytes) -> np.generic:
+def _scalar(kind: _Type, content: bytes | str) -> np.generic:
+    content = content.encode("latin1") if isinstance(content, str) else content  # of Python 2
     return np.frombuffer(content, kind.dtype, 1)[0]
 
 
@@ -87,16 +92,12 @@ NUMPY_GLOBALS = [
 ]
 
 
-class ForbiddenGlobalError(pickle.UnpicklingError):
-    """A pickle wants something that is not allowed; the argument is its name."""
-
-
 class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         """The allowed functions and types, by their full names."""
         path = f"{module}.{name}"
         if path not in _ALLOWED:
-            raise ForbiddenGlobalError(path)
+            raise ForbiddenGlobalError(repr(path)[1:-1])  # on one line
         return _ALLOWED[path]
 
     def persistent_load(self, _: Any) -> Any:
