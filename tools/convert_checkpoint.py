@@ -136,7 +136,7 @@ def convert(
     if not target.endswith(SUFFIXES):
         raise UserError(f"{target} must end in {' or '.join(SUFFIXES)}, which say what to write.")
     check_weights_exist(source)
-    if os.path.exists(target) and os.path.samefile(source, target):
+    if os.path.realpath(source) == os.path.realpath(target):
         raise UserError(f"{target} is the file to read; give another name to write to.")
     checkpoint = read_checkpoint(source)
     weights, rest = checkpoint["model"], sorted(str(key) for key in checkpoint if key != "model")
@@ -227,7 +227,7 @@ def _write(target: str, weights: dict[str, Tensor]) -> None:
     try:
         with atomic_open(target) as file:
             if target.endswith(".safetensors"):
-                file.write(safetensors.torch.save(weights))
+                file.write(safetensors.torch.save(weights, {"format": "pt"}))
             else:
                 torch.save({"model": weights}, file)
     except (OSError, RuntimeError) as error:
