@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.modeling import build_model
 from published_shapes import (
     backbone_shapes,
@@ -174,6 +175,21 @@ def test_other_backbones_get_their_place(tmp_path, name, convert, load_config, c
     convert(str(tmp_path / "own.pth"), str(tmp_path / "b.pth"))
     output = capsys.readouterr().out
     assert "own.pth: segmentation file with another backbone, 150 classes, 100 queries" in output
+
+
+@pytest.mark.slow
+def test_detectron2_itself_loads_a_backbone_made_for_its_model(tmp_path, convert, load_config):
+    cfg = load_config("detectron2/mask_rcnn_aff_tiny_fpn_3x")
+    (tmp_path / "config.yaml").write_text(cfg.dump())
+    weights = weights_of(classification_shapes("tiny"))
+    write(tmp_path / "aff_tiny.pth", weights)
+    paths = [str(tmp_path / name) for name in ("aff_tiny.pth", "backbone.pth", "config.yaml")]
+    convert(*paths[:2], config_file=paths[2])
+    model = build_model(cfg)
+    DetectionCheckpointer(model).load(paths[1])
+    state = model.backbone.bottom_up.state_dict()
+    rest = set(weights) - {"norm.weight", "norm.bias", "head.weight", "head.bias"}
+    assert all(torch.equal(state[name], weights[name]) for name in rest)
 
 
 def test_a_config_names_the_model_to_compare_with(tmp_path, convert, capsys):
