@@ -71,13 +71,13 @@ def recognise(weights: dict[str, Tensor]) -> Recognised:
     variant = None if prefix is None else _variant(weights, prefix)
     if _QUERIES in weights:
         kind = Kind.OTHER_BACKBONE if prefix is None else Kind.SEGMENTATION
-        classes = len(weights[_CLASSES]) - 1 if _CLASSES in weights else None
-        return Recognised(kind, variant, classes, len(weights[_QUERIES]))
+        rows = _rows(weights, _CLASSES)
+        classes = None if rows is None else rows - 1  # without "no object"
+        return Recognised(kind, variant, classes, _rows(weights, _QUERIES))
     if prefix is None:
         return Recognised(Kind.OTHER)
     if prefix == "" and any(name.startswith(_CLASSIFIER) for name in weights):
-        head = weights.get("head.weight")
-        return Recognised(Kind.CLASSIFICATION, variant, None if head is None else len(head))
+        return Recognised(Kind.CLASSIFICATION, variant, _rows(weights, "head.weight"))
     alone = all(name.startswith(prefix) for name in weights)
     return Recognised(Kind.BACKBONE if alone else Kind.DETECTRON2, variant)
 
@@ -91,8 +91,13 @@ def _prefix(weights: dict[str, Tensor]) -> str | None:
 
 
 def _variant(weights: dict[str, Tensor], prefix: str) -> str | None:
-    norms = [weights.get(f"{prefix}layers.{i}.blocks.0.norm1.weight") for i in range(4)]
-    return VARIANTS.get(tuple(0 if norm is None else len(norm) for norm in norms))
+    names = [f"{prefix}layers.{i}.blocks.0.norm1.weight" for i in range(4)]
+    return VARIANTS.get(tuple(_rows(weights, name) for name in names))
+
+
+def _rows(weights: dict[str, Tensor], name: str) -> int | None:
+    """First size of a weight; None where it is not there or a single number."""
+    return weights[name].shape[0] if name in weights and weights[name].dim() else None
 
 
 def segmentation_names(weights: dict[str, Tensor]) -> dict[str, Tensor]:

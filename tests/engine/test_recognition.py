@@ -60,6 +60,8 @@ def test_other_files_are_told_apart(load_config, tiny_opts):
     assert str(recognise(own)) == (
         "AFF segmentation file, sizes of its own, 19 classes, 12 queries"
     )
+    numbers = {name: torch.tensor(1.0) for name in own}
+    assert str(recognise(numbers)) == "AFF segmentation file, sizes of its own"
     for names in ((), ("stem.conv1.weight", "res2.0.conv1.weight"), ("patch_embed.proj1.weight",)):
         weights = on_meta({name: (3, 3) for name in names})
         assert recognise(weights) == Recognised(Kind.OTHER)
