@@ -24,7 +24,12 @@ from torch import Tensor, nn
 
 from aff_seg.cli import plain_errors
 from aff_seg.engine.checkpoint import Match, compare
-from aff_seg.engine.checkpoint_file import atomic_open, check_weights_exist, read_checkpoint
+from aff_seg.engine.checkpoint_file import (
+    atomic_open,
+    check_weights_exist,
+    read_checkpoint,
+    system_error,
+)
 from aff_seg.engine.recognition import (
     BACKBONE,
     Kind,
@@ -231,10 +236,10 @@ def _write(target: str, weights: dict[str, Tensor]) -> None:
             else:
                 torch.save({"model": weights}, file)
     except (OSError, RuntimeError) as error:
-        # PyTorch's writer hides the reason behind its own.
-        cause = error if isinstance(error, OSError) else error.__context__
-        reason = getattr(cause, "strerror", None) or str(error).splitlines()[0]
-        raise UserError(f"Cannot write {target}: {reason}.") from error
+        reason = system_error(error)
+        if reason is None:
+            raise
+        raise UserError(f"Cannot write {target}: {reason.strerror}.") from error
 
 
 def main() -> None:

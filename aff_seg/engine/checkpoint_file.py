@@ -180,13 +180,18 @@ def write_checkpoint(path: str, content: dict[str, Any]) -> None:
         with atomic_open(path) as file:
             torch.save(content, file)
     except (OSError, RuntimeError) as error:
-        # torch raises an error of its own on top of the system's.
-        reason = error if isinstance(error, OSError) else error.__context__
-        if not isinstance(reason, OSError):
+        reason = system_error(error)
+        if reason is None:
             raise
         raise UserError(
             f"Cannot write checkpoint {path}: {reason.strerror}; make room and go on with --resume."
         ) from error
+
+
+def system_error(error: Exception) -> OSError | None:
+    """The system's error in one of writing, which torch hides behind its own; None if none is."""
+    reason = error if isinstance(error, OSError) else error.__context__
+    return reason if isinstance(reason, OSError) else None
 
 
 def remove_unfinished(folder: str) -> None:
