@@ -21,7 +21,7 @@ from aff_seg.prediction.segmentation import Segmentation, Size, segmentation_of
 from aff_seg.prediction.segments import segments_to_json
 from aff_seg.prediction.tiles import TileGrid, TileMerger
 from aff_seg.setup_cfg import find_config, load_cfg
-from aff_seg.visualization.overlay import draw_segments
+from aff_seg.visualization.overlay import MIN_SCORE, draw_segments
 
 # A result has at most this many pixels, those of a Cityscapes image: every query has a mask of
 # this size in memory. Bigger images get a smaller result.
@@ -44,7 +44,8 @@ class Segmenter:
         metadata: names and colours of the classes, those of the first test dataset; empty where
             the config has no dataset.
         confidence: least probability of a panoptic segment's class, and least score of an
-            instance; None for the model's own threshold and for all instances.
+            instance and of a pixel's class; None for the model's own threshold, all instances and
+            all pixels.
         batch: most images that pass through the model together.
 
     Raises:
@@ -95,6 +96,11 @@ class Segmenter:
         return cls(load_cfg(find_config(config), opts), dtype=dtype)
 
     @property
+    def has_tokens(self) -> bool:
+        """Whether the backbone is AFF, which keeps some tokens and not others."""
+        return isinstance(self.model.backbone, AutoFocusFormer)
+
+    @property
     def keep(self) -> float:
         """Share of the tokens that each downsampling of AFF keeps, above 0 and at most 1.
 
@@ -111,10 +117,10 @@ class Segmenter:
 
     @property
     def _aff(self) -> AutoFocusFormer:
-        backbone = self.model.backbone
-        if not isinstance(backbone, AutoFocusFormer):
-            raise UserError(f"{type(backbone).__name__} keeps all its cells; only AFF has tokens.")
-        return backbone
+        if not self.has_tokens:
+            name = type(self.model.backbone).__name__
+            raise UserError(f"{name} keeps all its cells; only AFF has tokens.")
+        return self.model.backbone
 
     def __call__(
         self,
@@ -160,7 +166,8 @@ class Segmenter:
             segmentation: of this image; by default it is segmented now.
         """
         pixels = _pixels(image)
-        return draw_segments(pixels, segmentation or self(pixels), self.metadata)
+        least = MIN_SCORE if self.confidence is None else self.confidence
+        return draw_segments(pixels, segmentation or self(pixels), self.metadata, least)
 
     def to_json(self, segmentation: Segmentation) -> dict[str, Any]:
         """Plain values, see :func:`aff_seg.prediction.segments.segments_to_json`."""
@@ -204,7 +211,7 @@ class Segmenter:
                 rest["cluster_size"] = {
                     level: points.cluster_size for level, points in levels.items()
                 }
-            yield self._confident(segmentation_of(output, picture.shape[:2], **rest))
+            yield self._result(output, picture.shape[:2], **rest)
 
     def _tiled(self, picture: np.ndarray, tile: int, overlap: int | None) -> Segmentation:
         grid = TileGrid(picture.shape[:2], tile, tile // 4 if overlap is None else overlap)
@@ -212,7 +219,7 @@ class Segmenter:
         for place in grid:
             part = picture[place.rows, place.columns]
             (output,), _ = self._run([self._request(part, part.shape[:2])])
-            merger.add(place, self._confident(segmentation_of(output, part.shape[:2])))
+            merger.add(place, self._result(output, part.shape[:2]))
         return merger.result()
 
     def _request(self, pixels: np.ndarray, result: Size) -> dict[str, Any]:
@@ -228,11 +235,9 @@ class Segmenter:
         with torch.autocast(kind, self._dtype, enabled=self._dtype != torch.float32):
             return self.model.forward_with_tokens(requests)
 
-    def _confident(self, segmentation: Segmentation) -> Segmentation:
-        """The same without instances of low scores."""
-        if segmentation.found is None or self.confidence is None:
-            return segmentation
-        return segmentation.at_least(self.confidence)
+    def _result(self, output: dict[str, Any], size: Size, **rest: Any) -> Segmentation:
+        """What is sure enough of the output for an image of ``size``."""
+        return segmentation_of(output, size, least=self.confidence or 0.0, **rest)
 
     def _input_size(self, size: Size) -> Size:
         """(H, W) to which the image is scaled, at least one pixel a side."""

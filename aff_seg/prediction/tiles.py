@@ -20,6 +20,8 @@ from aff_seg.prediction.segmentation import Found, PackedMask, Segmentation, Siz
 
 # Intersection over union, in the overlap of two tiles, from which objects are one.
 LEAST_AGREEMENT = 0.5
+# Smallest side of a tile in pixels.
+MIN_TILE = 32
 # Instances below this score, and those without a pixel, are left out: each tile has a hundred.
 LEAST_SCORE = 0.05
 
@@ -60,8 +62,8 @@ class TileGrid:
     """
 
     def __init__(self, size: Size, tile: int, overlap: int):
-        if tile < 32:
-            raise UserError(f"tile is {tile}, but must be at least 32 pixels.")
+        if tile < MIN_TILE:
+            raise UserError(f"tile is {tile}, but must be at least {MIN_TILE} pixels.")
         if not 0 < overlap <= tile // 2:
             raise UserError(f"overlap is {overlap}, but must be from 1 to {tile // 2} pixels.")
         self.size = size

@@ -21,6 +21,8 @@ COLOURS = np.array(
     ],
     dtype=np.uint8,
 )
+# Colours of importance 0 to 1, from blue to red.
+SHADES = cv2.applyColorMap(np.arange(256, dtype=np.uint8)[:, None], cv2.COLORMAP_TURBO)[:, 0, ::-1]
 
 
 def draw_tokens(
@@ -71,7 +73,8 @@ def draw_clusters(
         colours = COLOURS[np.arange(len(positions)) // length % len(COLOURS)]
         panel = _paint(picture, token, colours, segmentation.input_size)
         count = -(-len(positions) // length)
-        panels.append((f"{stage}: {count:,} clusters of {length}", panel))
+        clusters = "cluster" if count == 1 else "clusters"
+        panels.append((f"{stage}: {count:,} {clusters} of {length}", panel))
     return arrange(panels, "Tokens of one colour: a cluster, whose tokens lie side by side")
 
 
@@ -91,11 +94,11 @@ def draw_importance(
     for stage, level in list(STAGES.items())[:-1]:
         importance = segmentation.importance[level]
         inside, token = cells(segmentation.tokens[level], segmentation.input_size)
-        shades = np.round(255 * importance).astype(np.uint8)
-        colours = cv2.applyColorMap(shades[:, None], cv2.COLORMAP_TURBO)[:, 0, ::-1]
+        colours = SHADES[np.round(255 * importance).astype(np.uint8)]
         panel = _paint(picture, token, colours, segmentation.input_size)
         panels.append((f"{stage}: importance {importance[inside].mean():.2f} on average", panel))
-    return arrange(panels, "Importance of the tokens of a stage, from 0 (blue) to 1 (red)")
+    mixed = np.round((1 - OPACITY) * 128 + OPACITY * SHADES).astype(np.uint8)
+    return arrange(panels, "Importance of the tokens of a stage:", scale=mixed)
 
 
 def _paint(
