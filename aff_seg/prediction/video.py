@@ -1,6 +1,7 @@
 """Frames of videos and cameras, in and out, through OpenCV. Sound is not read."""
 
 import contextlib
+import math
 import os
 import signal
 from collections.abc import Iterator
@@ -16,6 +17,8 @@ SUFFIXES = (
 )
 # Frames per second where a source does not tell.
 USUAL_RATE = 25.0
+# Longest side of a frame of MPEG-4, an even number.
+MAX_SIDE = 8190
 
 
 class VideoReader:
@@ -104,7 +107,8 @@ def _why_closed(path: str) -> str:
 class VideoWriter:
     """Writes frames to an MP4 file, which has its name once it is complete.
 
-    As a context it finishes the file at its end, and leaves none after an error.
+    As a context it finishes the file at its end, and leaves none after an error. Frames that are
+    longer than :data:`MAX_SIDE` are scaled down.
 
     Args:
         path: ends in ``.mp4``.
@@ -117,7 +121,7 @@ class VideoWriter:
         folder, name = os.path.split(path)
         self._unfinished = os.path.join(folder, f".unfinished.{name}")
         self._writer: cv2.VideoWriter | None = None
-        self._size = (0, 0)
+        self._scale, self._size = 1.0, (0, 0)
         self._written = 0
 
     def write(self, frame: np.ndarray, copies: int = 1) -> None:
@@ -131,21 +135,30 @@ class VideoWriter:
             UserError: the file cannot be written.
         """
         if self._writer is None:
+            self._scale = min(1.0, MAX_SIDE / max(frame.shape[:2]))
             # The codec wants even sides.
-            self._size = tuple(side + side % 2 for side in frame.shape[:2])
-            code = cv2.VideoWriter_fourcc(*"mp4v")
-            size = self._size[::-1]
-            self._writer = cv2.VideoWriter(self._unfinished, code, self._rate, size)
-            if not self._writer.isOpened():
-                raise UserError(f"Cannot write {self._path}: OpenCV cannot open it for writing.")
+            self._size = tuple(2 * math.ceil(side * self._scale / 2) for side in frame.shape[:2])
+            self._writer = self._open()
+        fitting = cv2.cvtColor(self._fitted(frame), cv2.COLOR_RGB2BGR)
+        for _ in range(copies):
+            self._writer.write(fitting)
+            self._written += 1
+
+    def _open(self) -> cv2.VideoWriter:
+        code = cv2.VideoWriter_fourcc(*"mp4v")
+        writer = cv2.VideoWriter(self._unfinished, code, self._rate, self._size[::-1])
+        if not writer.isOpened():
+            raise UserError(f"Cannot write {self._path}: OpenCV cannot open it for writing.")
+        return writer
+
+    def _fitted(self, frame: np.ndarray) -> np.ndarray:
+        if self._scale < 1:
+            size = [max(1, round(side * self._scale)) for side in frame.shape[1::-1]]
+            frame = cv2.resize(frame, size, interpolation=cv2.INTER_AREA)
         height, width = self._size
         frame = frame[:height, :width]
         missing = (0, height - frame.shape[0], 0, width - frame.shape[1])
-        frame = cv2.copyMakeBorder(frame, *missing, cv2.BORDER_REPLICATE)
-        frame = cv2.cvtColor(frame, cv2.COLOR_RGB2BGR)
-        for _ in range(copies):
-            self._writer.write(frame)
-            self._written += 1
+        return cv2.copyMakeBorder(frame, *missing, cv2.BORDER_REPLICATE)
 
     def __enter__(self) -> "VideoWriter":
         return self

@@ -57,7 +57,7 @@ def draw_tokens(
 def draw_clusters(
     image: np.ndarray, segmentation: Segmentation, *, blurred: bool = False
 ) -> np.ndarray:
-    """The clusters of the four stages: tokens of one cluster have one colour.
+    """The clusters of the four stages on the image in grey: tokens of a cluster have one colour.
 
     Args:
         image, segmentation, blurred: see :func:`draw_tokens`.
@@ -65,7 +65,7 @@ def draw_clusters(
     Returns:
         the figure, uint8, RGB: four panels in reading order.
     """
-    picture = background(image, blurred=blurred)
+    picture = _grey(background(image, blurred=blurred))
     panels = []
     for stage, level in STAGES.items():
         positions, length = segmentation.tokens[level], segmentation.cluster_size[level]
@@ -81,7 +81,7 @@ def draw_clusters(
 def draw_importance(
     image: np.ndarray, segmentation: Segmentation, *, blurred: bool = False
 ) -> np.ndarray:
-    """The image, and the learned importance of the tokens of the stages that choose among them.
+    """The image, and in grey with the importance of tokens at the stages that choose among them.
 
     Args:
         image, segmentation, blurred: see :func:`draw_tokens`.
@@ -89,7 +89,7 @@ def draw_importance(
     Returns:
         the figure, uint8, RGB: four panels in reading order; blue is 0, red is 1.
     """
-    picture = background(image, blurred=blurred)
+    picture = _grey(background(image, blurred=blurred))
     panels = [(f"Image, {image.shape[1]} x {image.shape[0]}", background(image))]
     for stage, level in list(STAGES.items())[:-1]:
         importance = segmentation.importance[level]
@@ -99,6 +99,11 @@ def draw_importance(
         panels.append((f"{stage}: importance {importance[inside].mean():.2f} on average", panel))
     mixed = np.round((1 - OPACITY) * 128 + OPACITY * SHADES).astype(np.uint8)
     return arrange(panels, "Importance of the tokens of a stage:", scale=mixed)
+
+
+def _grey(picture: np.ndarray) -> np.ndarray:
+    """The picture without its colours, which would mix with those laid over it."""
+    return cv2.cvtColor(cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
 
 
 def _paint(
