@@ -93,6 +93,18 @@ def test_unsure_instances_can_be_left_out():
     assert [segment.category_id for segment in found.instance_segments(0.7)] == [1]
 
 
+def test_unsure_pixels_and_instances_can_be_left_out_at_once():
+    given = {**output((6, 9)), "sem_seg": torch.zeros(2, 6, 9)}
+    given["sem_seg"][1, :, :4], given["sem_seg"][0, :2, 4:] = 0.7, 0.4
+    found = segmentation_of(given, (6, 9), least=0.5)
+    assert found.classes.tolist() == [1, 2]
+    expected = np.full((6, 9), -1)
+    expected[:, :4] = 1
+    np.testing.assert_array_equal(found.semantic, expected)
+    (segment,) = found.semantic_segments()
+    assert segment.category_id == 1 and segment.mask.sum() == 24
+
+
 def test_what_is_not_inferred_is_none():
     nothing = Segmentation((4, 4))
     for name in ("panoptic", "semantic", "masks", "boxes", "classes", "scores"):

@@ -119,6 +119,7 @@ def test_confidence_leaves_out_what_is_unsure(weights):
     seg.confidence = 1.0
     sure = seg(image)
     assert sure.found == [] and sure.segments == [] and not sure.panoptic.any()
+    assert (sure.semantic == -1).sum() > 0 and (every.semantic >= 0).all()
     seg.confidence = None
     assert_same(seg(image), every)
 

@@ -146,6 +146,15 @@ def test_result_smaller_than_the_image_is_scaled():
     np.testing.assert_array_equal(overlay[690, 400], [100, 100, 100])
 
 
+def test_instances_are_drawn_from_a_score_on():
+    masks = np.zeros((2, 640, 640), dtype=bool)
+    masks[0, :300], masks[1, 340:] = True, True
+    found = segmentation_of(instances_of(masks, [0.9, 0.3]), (640, 640))
+    for options, changed in (({}, 1), ({"least": 0.2}, 2), ({"least": 0.95}, 0)):
+        drawn = overlays.draw_segments(grey_image(640, 640), found, METADATA, **options)
+        assert sum((drawn[y, 30] != 100).any() for y in (30, 600)) == changed
+
+
 def test_nothing_found_leaves_the_image():
     image = np.random.default_rng(0).integers(0, 256, (640, 700, 3), dtype=np.uint8)
     empty = panoptic_of(np.zeros((640, 700)))

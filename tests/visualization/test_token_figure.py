@@ -1,9 +1,11 @@
 """Colours are exactly where the tokens are."""
 
+import cv2
 import numpy as np
 import pytest
 
 from aff_seg.prediction.segmentation import Segmentation
+from aff_seg.visualization import token_figure
 from aff_seg.visualization.panels import background, cells, spread
 from aff_seg.visualization.token_figure import (
     COLOURS,
@@ -133,6 +135,26 @@ def test_tokens_of_one_cluster_have_one_colour():
     # 9 tokens are 3 clusters, and so on: 3 colours in all.
     assert len(panel_colours(draw_clusters(image, found), image)) == 3
     assert len({tuple(colour) for colour in COLOURS}) == len(COLOURS)
+
+
+def test_titles_count_in_english(monkeypatch):
+    titles = []
+    monkeypatch.setattr(token_figure, "arrange", lambda panels, note: titles.extend(panels))
+    draw_clusters(np.zeros((8, 8, 3), dtype=np.uint8), first_cells((8, 8), (64, 64)))
+    assert [title.split(": ")[1] for title, _ in titles] == [
+        "4 clusters of 2",
+        "2 clusters of 2",
+        *["1 cluster of 2"] * 2,
+    ]
+
+
+def test_the_picture_below_does_not_change_the_colours():
+    red_picture = np.full((480, 480, 3), (255, 0, 0), dtype=np.uint8)
+    found = first_cells((480, 480), (64, 64))
+    grey = cv2.cvtColor(red_picture, cv2.COLOR_RGB2GRAY)[..., None].repeat(3, -1)
+    for draw_figure in (draw_clusters, draw_importance):
+        on_red, on_grey = draw_figure(red_picture, found), draw_figure(grey, found)
+        np.testing.assert_array_equal(on_red[:, 600:], on_grey[:, 600:])
 
 
 def test_importance_goes_from_blue_to_red():
