@@ -167,13 +167,13 @@ def test_other_tasks(tmp_path, config, part, classes):
 
 
 def test_large_picture(tmp_path, weights):
-    image, output = save_scene(tmp_path / "large.jpg", (4000, 3000)), tmp_path / "out"
+    image, output = save_scene(tmp_path / "large.jpg", (2000, 1500)), tmp_path / "out"
     status = exit_status(
         arguments(weights, [image], output, opts=["TEST.DETECTIONS_PER_IMAGE", "5"])
     )
     assert status == 0
-    check_json(output / "large.json", image, (4000, 3000))
-    assert Image.open(output / "large_overlay.png").size == (4000, 3000)
+    check_json(output / "large.json", image, (2000, 1500))
+    assert Image.open(output / "large_overlay.png").size == (2000, 1500)
 
 
 def test_exif_orientation_gives_upright_results(tmp_path, weights):

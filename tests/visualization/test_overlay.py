@@ -130,7 +130,7 @@ def test_panoptic_goes_before_instances_before_semantic():
         ((5, 300), (15, 900)),
         ((300, 5), (900, 15)),
         ((639, 10), (1278, 20)),
-        ((2400, 3200), (2400, 3200)),
+        ((600, 800), (600, 800)),
     ],
 )
 def test_only_small_pictures_are_enlarged(shape, expected):
