@@ -1,6 +1,7 @@
 """Segment pictures and videos: overlays, segments as JSON, and what the backbone looked at."""
 
 import argparse
+import contextlib
 import logging
 import os
 import sys
@@ -49,7 +50,7 @@ video.
 Examples:
 
   python demo/demo.py --config-file configs/quick/shapes_demo.yaml \\
-      --weights demo/aff_shapes.safetensors --input 'docs/sc*.png' \\
+      --weights demo/aff_shapes.safetensors --input docs/scene.png 'docs/sh*.png' \\
       --output output/looking --tokens --blur
 
   python demo/demo.py --config-file coco/panoptic/aff_tiny --weights tiny.pth \\
@@ -146,7 +147,10 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if (args.other_config_file is None) != (args.other_weights is None):
         parser.error("--other-config-file and --other-weights belong together")
-    if args.tile is not None and any(getattr(args, name) for name in FIGURES):
+    figures = any(getattr(args, name) for name in FIGURES)
+    if args.blur and not figures:
+        parser.error("--blur is for --tokens, --clusters and --importance; give one of them")
+    if args.tile is not None and figures:
         parser.error("--tokens, --clusters and --importance are of whole pictures, without --tile")
     return args
 
@@ -231,7 +235,10 @@ def process_all(args: argparse.Namespace, configs: dict[str, CfgNode], paths: Se
     prepare_output(args, names, paths)
     writer = build_writer(args, configs)
     done = 0
-    with tqdm(total=len(paths), unit="file", disable=len(paths) < 2) as bar:
+    with (
+        contextlib.closing(writer),
+        tqdm(total=len(paths), unit="file", disable=len(paths) < 2) as bar,
+    ):
         for path, name in zip(paths, names, strict=True):
             try:
                 writer.process(path, name)
@@ -240,7 +247,6 @@ def process_all(args: argparse.Namespace, configs: dict[str, CfgNode], paths: Se
                 bar.write(str(error), file=sys.stderr)
             bar.update()
     print(f"{done} of {len(paths)} files are done; the results are in {args.output}.")
-    writer.finish()
     return done
 
 

@@ -414,6 +414,17 @@ def test_ctrl_c_leaves_nothing_of_a_video(tmp_path, weights, monkeypatch, capfd)
     assert capfd.readouterr().err.splitlines()[-1] == "demo.py: interrupted"
 
 
+def test_ctrl_c_keeps_what_is_done(tmp_path, weights):
+    inputs = [save_scene(tmp_path / "a.png"), write_video(tmp_path / "b.mp4", 2)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(VideoReader, "__iter__", lambda self: frames_until_interrupt(1))
+        argv = arguments(weights, inputs, tmp_path / "out", "--coco-panoptic")
+        assert exit_status(argv) == 130
+    assert sorted(os.listdir(tmp_path / "out")) == ["a.json", "a_overlay.png", "panoptic"]
+    content = json.loads((tmp_path / "out" / "panoptic" / "panoptic.json").read_text())
+    assert [annotation["file_name"] for annotation in content["annotations"]] == ["a.png"]
+
+
 class Camera:
     """Stands in for ``cv2.VideoCapture(0)``; Ctrl-C comes with its third frame."""
 
@@ -526,6 +537,7 @@ def test_results_in_cocos_form_score_as_in_evaluation(tmp_path):
         (["--tile", "0"], "0 is not a whole number from 32 on"),
         (["--other-weights", "x.pth"], "belong together"),
         (["--tile", "64", "--tokens"], "without --tile"),
+        (["--blur"], "--blur is for --tokens"),
     ],
 )
 def test_arguments_that_do_not_go_together(tmp_path, weights, capfd, more, sentence):

@@ -128,7 +128,7 @@ class ResultWriter:
         if frames.problem:
             raise UserError(frames.problem)
 
-    def finish(self) -> None:
+    def close(self) -> None:
         """Write what is of all pictures together."""
         if self._panoptic is not None:
             with _named_errors("all pictures"):
