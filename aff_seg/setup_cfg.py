@@ -29,10 +29,7 @@ AT_LEAST_ONE = (
     "SOLVER.IMS_PER_BATCH",
     "SOLVER.MAX_ITER",
 )
-ONE_OF = {
-    "INPUT.FORMAT": ("RGB", "BGR"),
-    "SOLVER.AMP.PRECISION": ("float16", "bfloat16"),
-}
+PRECISIONS = ("float16", "bfloat16")
 REGISTRIES = {
     "MODEL.META_ARCHITECTURE": META_ARCH_REGISTRY,
     "MODEL.BACKBONE.NAME": BACKBONE_REGISTRY,
@@ -146,11 +143,11 @@ def _check_values(cfg: CfgNode) -> None:
     for key in AT_LEAST_ONE:
         if _lookup(cfg, key) < 1:
             raise UserError(f"{key} is {_lookup(cfg, key)}, but must be at least 1.")
-    for key, values in ONE_OF.items():
-        if _lookup(cfg, key) not in values:
-            raise UserError(
-                f"{key} is {_lookup(cfg, key)!r}, but must be one of {', '.join(values)}."
-            )
+    if cfg.SOLVER.AMP.PRECISION not in PRECISIONS:
+        raise UserError(
+            f"SOLVER.AMP.PRECISION is {cfg.SOLVER.AMP.PRECISION!r}, but must be one of "
+            f"{', '.join(PRECISIONS)}."
+        )
     _check_views(cfg.TEST.AUG)
     for key, registry in REGISTRIES.items():
         name = _lookup(cfg, key)

@@ -50,7 +50,7 @@ video.
 Examples:
 
   python demo/demo.py --config-file configs/quick/shapes_demo.yaml \\
-      --weights demo/aff_shapes.safetensors --input docs/scene.png 'docs/sh*.png' \\
+      --weights demo/aff_shapes.safetensors --input docs/scene.png \\
       --output output/looking --tokens --blur
 
   python demo/demo.py --config-file coco/panoptic/aff_tiny --weights tiny.pth \\

@@ -154,7 +154,6 @@ def test_schedule_is_rescaled_to_the_batch_on_request():
             "must be a batch size, with SOLVER.REFERENCE_WORLD_SIZE 0, or 0.",
         ),
         (["SOLVER.AMP.PRECISION", "float8"], "must be one of float16, bfloat16."),
-        (["INPUT.FORMAT", "GBR"], "INPUT.FORMAT is 'GBR', but must be one of RGB, BGR."),
         (["SOLVER.ACCUMULATE", "0"], "SOLVER.ACCUMULATE is 0, but must be at least 1."),
     ],
 )

@@ -231,7 +231,8 @@ def segmentation_of(
 def class_map(scores: Tensor, least: float = 0.0) -> np.ndarray:
     """The best class of each pixel, ``(h, w)`` int32, from ``(K, h, w)`` scores.
 
-    It is -1 where its score is lower than ``least``.
+    It is -1 where its score is lower than ``least``. Scores are sums over queries, and some exceed
+    1 by a little.
     """
     highest, labels = scores.max(0)
     return torch.where(highest < least, -1, labels).int().cpu().numpy()

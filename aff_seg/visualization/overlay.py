@@ -92,8 +92,10 @@ def _tinted(colour: tuple[int, int, int], tint: float) -> tuple[int, int, int]:
 def _fill(canvas: np.ndarray, mask: np.ndarray, colour: tuple[int, int, int]) -> None:
     """Paint a mask on the canvas, half transparent, with a bright edge."""
     inside = mask.astype(bool)
-    paint = (1 - OPACITY) * canvas[inside] + OPACITY * np.array(colour)
-    canvas[inside] = paint.round().astype(np.uint8)
+    old = np.arange(256)[:, None]
+    new = ((1 - OPACITY) * old + OPACITY * np.array(colour)).round().astype(np.uint8)
+    for channel in range(3):
+        canvas[inside, channel] = new[canvas[inside, channel], channel]
     outlines, _ = cv2.findContours(mask, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
     width = 1 + max(canvas.shape) // 1500
     cv2.drawContours(canvas, outlines, -1, EDGE_COLOUR, thickness=width)
