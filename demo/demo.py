@@ -7,7 +7,7 @@ import logging
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,14 +26,9 @@ from aff_seg.prediction.segmenter import Segmenter
 from aff_seg.prediction.video import VideoReader, VideoWriter
 from aff_seg.setup_cfg import announce_device, find_config, load_cfg
 from aff_seg.visualization.panels import arrange
-from aff_seg.visualization.token_figure import draw_clusters, draw_importance, draw_tokens
+from aff_seg.visualization.token_figure import FIGURES
 
 PROGRAM = "demo.py"
-FIGURES: dict[str, Callable[..., np.ndarray]] = {
-    "tokens": draw_tokens,
-    "clusters": draw_clusters,
-    "importance": draw_importance,
-}
 EXAMPLE = """
 For each picture the output folder gets
 
@@ -143,7 +138,9 @@ class Demo:
         found = self._segment(image, tokens=bool(self._options.figures))
         pictures = {"overlay": self._overlay(image, found)}
         for kind in self._options.figures:
-            pictures[kind] = FIGURES[kind](image, found[0], blurred=self._options.blurred)
+            pictures[kind] = self._model.draw(
+                image, found[0], kind=kind, blurred=self._options.blurred
+            )
         if len(self._models) > 1:
             pictures["strip"] = self._strip(image, found)
         with _named_errors(path):

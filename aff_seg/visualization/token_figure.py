@@ -1,10 +1,12 @@
 """Figures of what the backbone did: tokens kept, their clusters, their importance."""
 
 import colorsys
+from collections.abc import Callable
 
 import cv2
 import numpy as np
 
+from aff_seg.errors import UserError
 from aff_seg.prediction.segmentation import Segmentation
 from aff_seg.visualization.panels import arrange, background, cells, spread
 
@@ -39,7 +41,11 @@ def draw_tokens(
 
     Returns:
         the figure, uint8, RGB: four panels in reading order.
+
+    Raises:
+        UserError: there are no tokens.
     """
+    _check_tokens(segmentation)
     size = segmentation.input_size
     picture = background(image, blurred=blurred)
     panels = [(f"Image, {image.shape[1]} x {image.shape[0]}", background(image))]
@@ -63,6 +69,7 @@ def draw_clusters(
     Returns:
         the figure, uint8, RGB: four panels in reading order.
     """
+    _check_tokens(segmentation, clustered=True)
     picture = background(image, blurred=blurred)
     panels = []
     for stage, level in STAGES.items():
@@ -86,6 +93,7 @@ def draw_importance(
     Returns:
         the figure, uint8, RGB: four panels in reading order; blue is 0, red is 1.
     """
+    _check_tokens(segmentation, clustered=True)
     picture = background(image, blurred=blurred)
     panels = [(f"Image, {image.shape[1]} x {image.shape[0]}", background(image))]
     for stage, level in list(STAGES.items())[:-1]:
@@ -96,6 +104,20 @@ def draw_importance(
         panel = _paint(picture, token, colours, segmentation.input_size)
         panels.append((f"{stage}: importance {importance[inside].mean():.2f} on average", panel))
     return arrange(panels, "Importance of the tokens of a stage, from 0 (blue) to 1 (red)")
+
+
+FIGURES: dict[str, Callable[..., np.ndarray]] = {
+    "tokens": draw_tokens,
+    "clusters": draw_clusters,
+    "importance": draw_importance,
+}
+
+
+def _check_tokens(segmentation: Segmentation, *, clustered: bool = False) -> None:
+    if segmentation.tokens is None:
+        raise UserError("This result is without tokens; segment the image with tokens=True.")
+    if clustered and None in segmentation.cluster_size.values():
+        raise UserError("The cells of a grid have no clusters and no importance; only AFF has.")
 
 
 def _paint(
