@@ -17,11 +17,12 @@ from aff_seg.engine.checkpoint_file import check_weights_exist
 from aff_seg.errors import UserError
 from aff_seg.prediction.coco_panoptic import CocoPanopticWriter
 from aff_seg.prediction.inputs import find_pictures, output_names
-from aff_seg.prediction.results import FIGURES, KINDS, ResultWriter
+from aff_seg.prediction.results import KINDS, ResultWriter
 from aff_seg.prediction.segmenter import Segmenter
-from aff_seg.prediction.tiles import MIN_TILE
+from aff_seg.prediction.tiles import LEAST_TILE
 from aff_seg.prediction.video import VideoReader
 from aff_seg.setup_cfg import announce_device, find_config, load_cfg
+from aff_seg.visualization.token_figure import FIGURES
 
 PROGRAM = "demo.py"
 EXAMPLE = """
@@ -100,7 +101,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         type=_tile,
         metavar="SIDE",
         help="cut pictures into overlapping squares of so many pixels instead of scaling them; "
-        f"at least {MIN_TILE}",
+        f"at least {LEAST_TILE}",
     )
     model.add_argument(
         "--opts",
@@ -166,8 +167,8 @@ def _share(text: str) -> float:
 
 
 def _tile(text: str) -> int:
-    if not text.isdecimal() or int(text) < MIN_TILE:
-        raise argparse.ArgumentTypeError(f"{text} is not a whole number from {MIN_TILE} on")
+    if not text.isdecimal() or int(text) < LEAST_TILE:
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number from {LEAST_TILE} on")
     return int(text)
 
 

@@ -115,6 +115,9 @@ def test_unknown_variant_lists_those_there_are():
         (["MODEL.AFF.CLUSTER_SIZE", "-3"], "CLUSTER_SIZE is -3, but must be at least 1"),
         (["MODEL.BACKBONE.NAME", "AutoFocusFormr"], "no such part; take AutoFocusFormer"),
         (["MODEL.META_ARCHITECTURE", "MaskFormr"], "no such part; take MaskFormer"),
+        (["INPUT.FORMAT", "RBG"], "'RBG', but the order of channels must be one of RGB, BGR"),
+        (["MODEL.DEVICE", "gpu"], "MODEL.DEVICE is 'gpu', but must be cpu, cuda, or cuda:"),
+        (["MODEL.DEVICE", "cuda:x"], "MODEL.DEVICE is 'cuda:x', but must be"),
     ],
 )
 def test_values_that_no_model_can_have(opts, message):

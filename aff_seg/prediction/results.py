@@ -4,7 +4,7 @@ import contextlib
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 from PIL import Image
@@ -19,13 +19,8 @@ from aff_seg.prediction.segmentation import Segmentation, resize_nearest
 from aff_seg.prediction.segmenter import Segmenter
 from aff_seg.prediction.video import VideoReader, VideoWriter
 from aff_seg.visualization.panels import arrange
-from aff_seg.visualization.token_figure import draw_clusters, draw_importance, draw_tokens
+from aff_seg.visualization.token_figure import FIGURES
 
-FIGURES: dict[str, Callable[..., np.ndarray]] = {
-    "tokens": draw_tokens,
-    "clusters": draw_clusters,
-    "importance": draw_importance,
-}
 KINDS = ("overlay", *FIGURES, "strip")
 
 
@@ -39,7 +34,7 @@ class ResultWriter:
         models: by what stands above their pictures. The first one's results are written; where
             there are others, a strip shows all.
         folder: to write to.
-        figures: of :data:`FIGURES`, beside the overlay.
+        figures: kinds of :data:`aff_seg.visualization.token_figure.FIGURES`.
         blurred: background of the figures.
         tile: side in pixels, None to scale images as in evaluation.
         panoptic: gets the results of pictures in COCO's form, or None.
@@ -163,7 +158,7 @@ class ResultWriter:
         overlay = self._model.draw(image, found[0])
         yield "overlay", overlay
         for kind in self._figures:
-            yield kind, FIGURES[kind](image, found[0], blurred=self._blurred)
+            yield kind, self._model.draw(image, found[0], kind=kind, blurred=self._blurred)
         if self._others:
             pairs = zip(self._others, found[1:], strict=True)
             others = [model.draw(image, one) for model, one in pairs]

@@ -158,15 +158,19 @@ class Segmentation:
 
     @property
     def boxes(self) -> np.ndarray | None:
-        """Boxes of the instances, ``(n, 4)`` float32: left, top, right, bottom in pixels."""
+        """Boxes of the instances, ``(n, 4)`` float32: left, top, right, bottom in pixels.
+
+        They fit the masks tightly, the latter two edges exclusive.
+        """
         if self.found is None:
             return None
-        boxes = np.array([one.mask.box for one in self.found], dtype=np.float32).reshape(-1, 4)
-        scales = [
-            [self.size[1] / one.mask.size[1], self.size[0] / one.mask.size[0]] * 2
-            for one in self.found
-        ]
-        return boxes * np.array(scales, dtype=np.float32).reshape(-1, 4)
+        boxes = np.zeros((len(self.found), 4), dtype=np.float32)
+        for box, one in zip(boxes, self.found, strict=True):
+            for axis, (target, source) in enumerate(zip(self.size, one.mask.size, strict=True)):
+                # (top, bottom), then (left, right): where the pixels of the mask are shown.
+                edges = one.mask.box[1 - axis :: 2]
+                box[1 - axis :: 2] = np.searchsorted(nearest(target, source), edges)
+        return boxes
 
     @property
     def classes(self) -> np.ndarray | None:
@@ -184,6 +188,8 @@ class Segmentation:
 
     def at_least(self, score: float) -> "Segmentation":
         """The same without the instances of lower scores."""
+        if self.found is None:
+            return self
         return replace(self, found=[one for one in self.found if one.score >= score])
 
     def panoptic_segments(self) -> Iterator[Segment]:

@@ -20,7 +20,7 @@ from aff_seg.visualization.lettering import Label, write_labels
 
 # Images whose longer side is shorter than this are enlarged by a whole factor.
 MIN_SIDE = 640
-# Instances of an instance-only result are drawn from this score on, unless another is given.
+# Instances of an instance-only result are drawn from this score on, unless told otherwise.
 MIN_SCORE = 0.5
 OPACITY = 0.55
 EDGE_COLOUR = (255, 255, 240)
@@ -29,7 +29,11 @@ TINTS = (0.0, 0.45, 0.2, 0.6)
 
 
 def draw_segments(
-    image: np.ndarray, segmentation: Segmentation, metadata: Metadata, least: float = MIN_SCORE
+    image: np.ndarray,
+    segmentation: Segmentation,
+    metadata: Metadata,
+    *,
+    least: float = MIN_SCORE,
 ) -> np.ndarray:
     """Lay the segments over an image, with their names.
 
@@ -40,7 +44,7 @@ def draw_segments(
         image: ``(H, W, 3)`` uint8, RGB.
         segmentation: of the image.
         metadata: of the dataset: names and, where it has them, colours.
-        least: score of an instance, 0 to 1.
+        least: least score of an instance that is drawn.
 
     Returns:
         ``(k H, k W, 3)`` uint8, RGB, with k a whole number: 1 unless the image is small.

@@ -1,10 +1,12 @@
 """Figures of what the backbone did: tokens kept, their clusters, their importance."""
 
 import colorsys
+from collections.abc import Callable
 
 import cv2
 import numpy as np
 
+from aff_seg.errors import UserError
 from aff_seg.prediction.segmentation import Segmentation
 from aff_seg.visualization.panels import arrange, background, cells, spread
 
@@ -41,7 +43,11 @@ def draw_tokens(
 
     Returns:
         the figure, uint8, RGB: four panels in reading order.
+
+    Raises:
+        UserError: there are no tokens.
     """
+    _check_tokens(segmentation)
     size = segmentation.input_size
     picture = background(image, blurred=blurred)
     panels = [(f"Image, {image.shape[1]} x {image.shape[0]}", background(image))]
@@ -65,6 +71,7 @@ def draw_clusters(
     Returns:
         the figure, uint8, RGB: four panels in reading order.
     """
+    _check_tokens(segmentation, clustered=True)
     picture = _grey(background(image, blurred=blurred))
     panels = []
     for stage, level in STAGES.items():
@@ -89,6 +96,7 @@ def draw_importance(
     Returns:
         the figure, uint8, RGB: four panels in reading order; blue is 0, red is 1.
     """
+    _check_tokens(segmentation, clustered=True)
     picture = _grey(background(image, blurred=blurred))
     panels = [(f"Image, {image.shape[1]} x {image.shape[0]}", background(image))]
     for stage, level in list(STAGES.items())[:-1]:
@@ -99,6 +107,20 @@ def draw_importance(
         panels.append((f"{stage}: importance {importance[inside].mean():.2f} on average", panel))
     mixed = np.round((1 - OPACITY) * 128 + OPACITY * SHADES).astype(np.uint8)
     return arrange(panels, "Importance of the tokens of a stage:", scale=mixed)
+
+
+FIGURES: dict[str, Callable[..., np.ndarray]] = {
+    "tokens": draw_tokens,
+    "clusters": draw_clusters,
+    "importance": draw_importance,
+}
+
+
+def _check_tokens(segmentation: Segmentation, *, clustered: bool = False) -> None:
+    if segmentation.tokens is None:
+        raise UserError("This result is without tokens; segment the image with tokens=True.")
+    if clustered and None in segmentation.cluster_size.values():
+        raise UserError("The cells of a grid have no clusters and no importance; only AFF has.")
 
 
 def _grey(picture: np.ndarray) -> np.ndarray:

@@ -82,6 +82,9 @@ def test_maps_have_the_size_of_the_image():
         )
     assert large.masks.shape == (3, 12, 27)
     np.testing.assert_allclose(large.boxes, small.boxes * [3, 2, 3, 2])
+    uneven = segmentation_of(given, (17, 20))
+    for box, mask in zip(uneven.boxes, uneven.masks, strict=True):
+        assert box.tolist() == list(PackedMask.of(mask).box)
     for segmentation in (small, large):
         for segment in segmentation.panoptic_segments():
             np.testing.assert_array_equal(segment.mask, segmentation.panoptic == segment.id)
@@ -110,4 +113,5 @@ def test_what_is_not_inferred_is_none():
     for name in ("panoptic", "semantic", "masks", "boxes", "classes", "scores"):
         assert getattr(nothing, name) is None
     none = segmentation_of({"instances": output((6, 9))["instances"][:0]}, (6, 9))
+    assert nothing.at_least(0.5) is nothing
     assert none.masks.shape == (0, 6, 9) and none.boxes.shape == (0, 4)
