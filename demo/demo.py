@@ -151,6 +151,8 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     figures = any(getattr(args, name) for name in FIGURES)
     if args.blur and not figures:
         parser.error("--blur is for --tokens, --clusters and --importance; give one of them")
+    if args.webcam is not None and args.coco_panoptic:
+        parser.error("--coco-panoptic is of pictures; leave it out with --webcam")
     if args.tile is not None and figures:
         parser.error("--tokens, --clusters and --importance are of whole pictures, without --tile")
     return args
@@ -253,8 +255,8 @@ def process_all(args: argparse.Namespace, configs: dict[str, CfgNode], paths: Se
 
 def process_camera(args: argparse.Namespace, configs: dict[str, CfgNode]) -> None:
     """Process what a camera sees."""
-    prepare_output(args, [], [])
     camera, name = VideoReader(args.webcam), f"camera_{args.webcam}"
+    prepare_output(args, [], [])
     build_writer(args, configs).process_video(camera, name, name)
     print(f"The results are in {args.output}.")
 

@@ -528,6 +528,13 @@ def test_results_in_cocos_form_score_as_in_evaluation(tmp_path):
     assert 100 * found["All"]["pq"] == pytest.approx(scores["panoptic_seg"]["PQ"], abs=1e-6)
 
 
+def test_a_camera_gives_no_pictures_for_coco(tmp_path, weights, capfd):
+    argv = arguments(weights, [], tmp_path / "out", "--coco-panoptic")
+    argv[argv.index("--input")] = "--webcam"
+    assert exit_status(argv) == 2
+    assert "leave it out with --webcam" in capfd.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("more", "sentence"),
     [
