@@ -460,6 +460,14 @@ def test_a_camera_is_watched_until_ctrl_c(tmp_path, weights, monkeypatch, capfd)
     assert VideoReader(str(tmp_path / "out" / "camera_0_overlay.mp4")).count > numbers[2] > 4
 
 
+def test_a_video_that_cannot_be_written_leaves_nothing(tmp_path, weights, monkeypatch, capfd):
+    video, output = write_video(tmp_path / "drive.mp4", 1), tmp_path / "out"
+    monkeypatch.setattr("aff_seg.prediction.video._frames", lambda path: 0)
+    assert exit_status(arguments(weights, [video], output)) == 1
+    assert "drive_overlay.mp4 whole; is there room on the disk?" in capfd.readouterr().err
+    assert os.listdir(output) == []
+
+
 def test_a_video_without_a_frame_leaves_nothing(tmp_path, weights, monkeypatch, capfd):
     video, output = write_video(tmp_path / "drive.mp4", 1), tmp_path / "out"
     frames = VideoReader.__iter__

@@ -95,8 +95,9 @@ class ResultWriter:
         """
         with (
             _named_errors(source),
-            contextlib.ExitStack() as videos,
+            # The videos are finished first: OpenCV tells of a full disk only then.
             atomic_open(self._path(f"{name}.jsonl")) as lines,
+            contextlib.ExitStack() as videos,
             tqdm(total=frames.count, unit="frame", desc=name, leave=False) as bar,
             frames.ended_by_interrupt() if frames.is_camera else contextlib.nullcontext(),
         ):
