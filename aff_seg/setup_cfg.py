@@ -31,7 +31,6 @@ AT_LEAST_ONE = (
 )
 PRECISIONS = ("float16", "bfloat16")
 CHANNEL_ORDERS = ("RGB", "BGR")
-DEVICES = ("cpu", "cuda")
 REGISTRIES = {
     "MODEL.META_ARCHITECTURE": META_ARCH_REGISTRY,
     "MODEL.BACKBONE.NAME": BACKBONE_REGISTRY,
@@ -169,11 +168,10 @@ def _check_values(cfg: CfgNode) -> None:
 
 
 def _check_device(name: str) -> None:
-    kind, _, number = name.partition(":")
-    if kind not in DEVICES or (number and not number.isdecimal()) or name.endswith(":"):
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
         raise UserError(f"MODEL.DEVICE is {name!r}, but must be cpu, cuda, or cuda:<number>.")
-    visible = torch.cuda.device_count()
-    if kind == "cuda" and number and 0 < visible <= int(number):
+    number, visible = name.partition(":")[2], torch.cuda.device_count()
+    if number and 0 < visible <= int(number):
         raise UserError(f"MODEL.DEVICE is {name!r}, but the GPUs visible end at {visible - 1}.")
 
 

@@ -45,6 +45,13 @@ def test_cpu_is_announced_in_one_line(monkeypatch, caplog):
     assert caplog.messages == ["No GPU is visible: running on the CPU."]
 
 
+def test_a_gpu_beyond_those_visible_is_named(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert load_cfg(MINI, ["MODEL.DEVICE", "cuda:1"]).MODEL.DEVICE == "cuda:1"
+    assert error_of(MINI, ["MODEL.DEVICE", "cuda:2"]).endswith("the GPUs visible end at 1.")
+
+
 @pytest.mark.parametrize(
     ("wrong", "right"),
     [

@@ -35,6 +35,7 @@ TINY = {
     "INPUT.MIN_SIZE_TEST": "64",
     "INPUT.MAX_SIZE_TEST": "128",
 }
+TASKS = ("SEMANTIC_ON", "PANOPTIC_ON", "INSTANCE_ON")
 OPTS = [word for pair in TINY.items() for word in pair]
 
 
@@ -120,6 +121,18 @@ def test_tokens_and_importance_on_request(weights):
     for level, importance in result.importance.items():
         assert importance.shape == (len(result.tokens[level]),)
         assert (importance > 0).all() and (importance < 1).all()
+
+
+def test_tokens_of_a_list_are_those_of_its_pictures(weights):
+    seg, images = segmenter(weights), [random_image(64, 96, seed=seed) for seed in range(3)]
+    images[1] = images[1][:40]
+    for image, together in zip(images, seg(images, tokens=True), strict=True):
+        alone = seg(image, tokens=True)
+        assert together.tokens.keys() == alone.tokens.keys()
+        for level, positions in alone.tokens.items():
+            np.testing.assert_array_equal(together.tokens[level], positions)
+        for level, importance in alone.importance.items():
+            np.testing.assert_allclose(together.importance[level], importance, rtol=1e-4)
 
 
 def test_confidence_leaves_out_what_is_unsure(weights):
@@ -262,6 +275,22 @@ def test_one_tile_is_the_image_as_it_is(weights):
     one = confident(whole(image))
     assert one.found and one.segments
     assert_same(whole(image, tile=128), one)
+
+
+@pytest.mark.parametrize(
+    ("task", "name"),
+    [("SEMANTIC_ON", "semantic"), ("PANOPTIC_ON", "panoptic"), ("INSTANCE_ON", "masks")],
+)
+def test_tiles_of_a_model_of_one_task(weights, task, name):
+    switches = ((f"MODEL.MASK_FORMER.TEST.{t}", t == task) for t in TASKS)
+    seg = segmenter(weights, *(word for pair in switches for word in pair))
+    seg.confidence = LEAST_SCORE
+    image = random_image(64, 128)
+    one, tiled = seg(image, tile=128), seg(image, tile=64, overlap=16)
+    np.testing.assert_array_equal(getattr(one, name), getattr(seg(image), name))
+    assert getattr(tiled, name).shape[-2:] == (64, 128)
+    for other in {"semantic", "panoptic", "masks"} - {name}:
+        assert getattr(tiled, other) is None
 
 
 def test_tiles_give_a_result_of_the_whole_image(weights):
