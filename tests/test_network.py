@@ -52,6 +52,8 @@ def test_exported_network_gives_the_eager_result(network, images, tmp_path):
 
 @torch.no_grad()
 @pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
-def test_compiled_network_gives_the_eager_result(network, images, backend):
+def test_compiled_network_gives_the_eager_result(network, images, backend, tmp_path, monkeypatch):
+    # A cache that no killed run has left half-written.
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     compiled = torch.compile(network, fullgraph=True, dynamic=False, backend=backend)
     assert_close(compiled(images), network(images))

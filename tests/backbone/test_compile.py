@@ -18,7 +18,9 @@ def _backbone() -> AutoFocusFormer:
 
 
 @pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
-def test_compiled_backbone_gives_the_eager_result(backend):
+def test_compiled_backbone_gives_the_eager_result(backend, tmp_path, monkeypatch):
+    # A cache that no killed run has left half-written.
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     torch.manual_seed(0)
     backbone, images = _backbone(), torch.randn(2, 3, 96, 128)
     compiled = torch.compile(backbone, fullgraph=True, dynamic=False, backend=backend)
