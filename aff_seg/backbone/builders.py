@@ -6,9 +6,10 @@ from detectron2.modeling import BACKBONE_REGISTRY, FPN, Backbone, SwinTransforme
 from detectron2.modeling.backbone.fpn import LastLevelMaxPool, LastLevelP6P7
 from torch import Tensor, nn
 
-from aff_seg.backbone.aff import AutoFocusFormer
+from aff_seg.backbone.aff import LEVELS, AutoFocusFormer
 from aff_seg.backbone.attention import DropPath
 from aff_seg.backbone.grid import to_grid
+from aff_seg.errors import UserError
 
 
 class AutoFocusFormerGrid(AutoFocusFormer):
@@ -52,6 +53,11 @@ def build_aff_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
 def build_aff_retinanet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
     """As ``build_retinanet_resnet_fpn_backbone``: p6 and p7 are convolved from res5."""
     bottom_up = _bottom_up(cfg, input_shape)
+    if "res5" not in bottom_up.output_shape():
+        raise UserError(
+            f"MODEL.FPN.IN_FEATURES is {cfg.MODEL.FPN.IN_FEATURES}; add res5, which p6 and p7 are "
+            "made from."
+        )
     coarsest = bottom_up.output_shape()["res5"].channels
     return _fpn(cfg, bottom_up, LastLevelP6P7(coarsest, cfg.MODEL.FPN.OUT_CHANNELS))
 
@@ -76,7 +82,14 @@ def build_swin_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> SwinTransformer
 
 
 def _bottom_up(cfg: CfgNode, input_shape: ShapeSpec) -> AutoFocusFormerGrid:
-    return AutoFocusFormerGrid(cfg, input_shape, out_features=cfg.MODEL.FPN.IN_FEATURES)
+    wanted = cfg.MODEL.FPN.IN_FEATURES
+    # An FPN adds each level to the next finer one.
+    if not wanted or " ".join(wanted) not in " ".join(LEVELS):
+        raise UserError(
+            f"MODEL.FPN.IN_FEATURES is {wanted}; it must be levels that follow one another in "
+            f"{', '.join(LEVELS)}."
+        )
+    return AutoFocusFormerGrid(cfg, input_shape, out_features=wanted)
 
 
 def _fpn(cfg: CfgNode, bottom_up: Backbone, top_block: nn.Module) -> FPN:
