@@ -134,6 +134,7 @@ def test_every_config_of_the_zoo_takes_aff_or_says_why_not(name):
         return
     aff_seg.use_aff_backbone(cfg, "mini")
     cfg.MODEL.AFF.merge_from_other_cfg(CfgNode(SMALL))
+    cfg.TEST.DETECTIONS_PER_IMAGE = 5
     model = build_model(cfg).eval()
     # Fast R-CNN wants proposals, of which there are none.
     if not cfg.MODEL.LOAD_PROPOSALS:

@@ -347,9 +347,7 @@ def test_an_architecture_that_is_not_scored_is_told(toy):
     cfg = config()
     cfg.INPUT.DATASET_MAPPER_NAME, cfg.DATASETS.TEST = "detectron2", (toy,)
     cfg.MODEL.META_ARCHITECTURE = "ProposalNetwork"
-    with pytest.raises(
-        UserError, match="ProposalNetwork is not scored here, only General"
-    ):
+    with pytest.raises(UserError, match="ProposalNetwork is not scored here, only General"):
         check_evaluators(cfg)
     cfg.DATASETS.TEST = ()
     check_evaluators(cfg)
