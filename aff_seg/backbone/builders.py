@@ -1,5 +1,6 @@
 """Backbones as Detectron2 builds them from a config: feature maps of AFF, with FPN, and Swin."""
 
+import torch
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, FPN, Backbone, SwinTransformer
@@ -66,15 +67,17 @@ def build_aff_retinanet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FP
 def build_swin_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> SwinTransformer:
     """Detectron2's Swin Transformer with the sizes of ``MODEL.SWIN``; its levels are p0 to p3."""
     swin = cfg.MODEL.SWIN
-    backbone = SwinTransformer(
-        in_chans=input_shape.channels,
-        embed_dim=swin.EMBED_DIM,
-        depths=swin.DEPTHS,
-        num_heads=swin.NUM_HEADS,
-        window_size=swin.WINDOW_SIZE,
-        # Its own stochastic depth would need the package timm.
-        drop_path_rate=0.0,
-    )
+    # It reads numbers from tensors, which the device "meta" does not have.
+    with torch.device("cpu"):
+        backbone = SwinTransformer(
+            in_chans=input_shape.channels,
+            embed_dim=swin.EMBED_DIM,
+            depths=swin.DEPTHS,
+            num_heads=swin.NUM_HEADS,
+            window_size=swin.WINDOW_SIZE,
+            # Its own stochastic depth would need the package timm.
+            drop_path_rate=0.0,
+        )
     blocks = [block for layer in backbone.layers for block in layer.blocks]
     for i, block in enumerate(blocks):
         block.drop_path = DropPath(swin.DROP_PATH_RATE * i / max(1, len(blocks) - 1))

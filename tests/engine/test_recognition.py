@@ -1,5 +1,7 @@
 """Files of weights are told apart, and their names become those of a model, exactly."""
 
+import re
+
 import pytest
 import torch
 from detectron2.config import get_cfg
@@ -153,6 +155,17 @@ def test_a_file_of_a_resnet_fills_it_with_and_without_a_pyramid(prefix, load_con
         assert match.fits and match.backbone_alone and not match.reshaped
         assert set(match.matched) == {inside + name for name in resnet.state_dict()}
         assert match.unexpected == [f"{inside}stem.fc.weight"]
+
+
+def test_a_published_file_of_swin_fills_it_but_for_its_norms(load_config):
+    with torch.device("meta"):
+        model = META_ARCH_REGISTRY.get("MaskFormer")(load_config("ade20k/semantic/swin_tiny"))
+    state = {n: x for n, x in model.backbone.state_dict().items() if not re.match(r"norm\d", n)}
+    rest = {"norm.weight": (768,), "head.weight": (1000, 768), "layers.0.blocks.1.attn_mask": ()}
+    match = compare(model.state_dict(), names_of(model, {**state, **on_meta(rest)}))
+    assert match.fits and match.backbone_alone and not match.reshaped
+    assert match.matched == [f"backbone.{name}" for name in state]
+    assert match.unexpected == [f"backbone.{name}" for name in rest]
 
 
 def test_values_pass_unchanged(models):
