@@ -35,8 +35,8 @@ def test_detectron2s_architectures_have_its_mapper_unless_another_is_named(tmp_p
     named = ["INPUT.DATASET_MAPPER_NAME", "mine"]
     assert load_cfg(str(path), named).INPUT.DATASET_MAPPER_NAME == "mine"
     assert load_cfg(MINI).INPUT.DATASET_MAPPER_NAME == "mask_former_panoptic"
-    retinanet = ["MODEL.META_ARCHITECTURE", "RetinaNet", "MODEL.BACKBONE.NAME", "build_aff_backbone"]
-    ours = load_cfg(MINI, retinanet)
+    retinanet = ["MODEL.META_ARCHITECTURE", "RetinaNet"]
+    ours = load_cfg(MINI, [*retinanet, "MODEL.BACKBONE.NAME", "build_aff_backbone"])
     assert ours.INPUT.DATASET_MAPPER_NAME == "mask_former_panoptic"
 
 
