@@ -41,11 +41,19 @@ ARCHITECTURES = {
 }
 
 
+# One that is not listed: it can be trained, but not scored.
+_UNKNOWN = Architecture(frozenset())
+
+
 def detectron2_architecture(cfg: CfgNode) -> Architecture | None:
-    """The entry of ``MODEL.META_ARCHITECTURE``, None where the config is not Detectron2's."""
-    if cfg.INPUT.DATASET_MAPPER_NAME != DETECTRON2:
+    """The entry of ``MODEL.META_ARCHITECTURE``, None where the config is not Detectron2's.
+
+    One without an entry has no outputs.
+    """
+    name = cfg.MODEL.META_ARCHITECTURE
+    if cfg.INPUT.DATASET_MAPPER_NAME != DETECTRON2 or name == "MaskFormer":
         return None
-    return ARCHITECTURES.get(cfg.MODEL.META_ARCHITECTURE)
+    return ARCHITECTURES.get(name, _UNKNOWN)
 
 
 def outputs_of(cfg: CfgNode) -> frozenset[str]:

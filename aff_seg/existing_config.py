@@ -26,9 +26,10 @@ def use_aff_backbone(cfg: CfgNode, variant: str) -> None:
     What changes is what ``configs/detectron2`` changes: the backbone, ``MODEL.WEIGHTS`` (now
     empty), pixel statistics and RGB, and the optimizer: AdamW with a learning rate of 1e-4 for 16
     images, in proportion to ``SOLVER.IMS_PER_BATCH``. ``train_net.py`` and
-    ``aff_seg.engine.trainer.Trainer`` follow ``SOLVER.OPTIMIZER``; a trainer of your own, such as
-    Detectron2's ``DefaultTrainer``, must build AdamW itself. Datasets, schedule, heads and anchors
-    stay. The keys of :func:`aff_seg.add_aff_config` are added where the config lacks them.
+    ``aff_seg.engine.trainer.Trainer`` follow ``SOLVER.OPTIMIZER``; Detectron2's ``DefaultTrainer``
+    does with ``build_optimizer = Trainer.build_optimizer`` in a subclass. Datasets, schedule, heads
+    and anchors stay. ``MODEL.BACKBONE.FREEZE_AT`` and ``MODEL.RESNETS`` count no more. The keys of
+    :func:`aff_seg.add_aff_config` are added where the config lacks them.
 
     Args:
         cfg: with a ResNet as backbone, with FPN, RetinaNet's FPN or none; or already with an AFF.
@@ -41,7 +42,7 @@ def use_aff_backbone(cfg: CfgNode, variant: str) -> None:
         raise UserError(
             f"use_aff_backbone changes configs that detectron2.config.get_cfg() makes, not a "
             f"{type(cfg).__name__}; in a lazy config, build AutoFocusFormerGrid of "
-            "aff_seg.backbone.builders."
+            "aff_seg.backbone.builders, as docs/mask_rcnn.md shows."
         )
     if cfg.is_frozen():
         raise UserError("use_aff_backbone changes the config, which is frozen; defrost it before.")

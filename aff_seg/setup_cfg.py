@@ -19,6 +19,7 @@ from aff_seg.config import add_aff_config
 from aff_seg.config_files import DETECTRON2_CONFIGS, config_folder
 from aff_seg.data import register_custom
 from aff_seg.errors import UserError
+from aff_seg.existing_config import COUNTERPARTS
 from aff_seg.head import TRANSFORMER_DECODER_REGISTRY
 
 BASE_KEY = "_BASE_"
@@ -165,6 +166,12 @@ def _check_values(cfg: CfgNode) -> None:
             known = [known for known, _ in registry]
             close = difflib.get_close_matches(name, known, n=1) or known
             raise UserError(f"{key} is {name!r}, but there is no such part; take {close[0]}.")
+    architecture, backbone = cfg.MODEL.META_ARCHITECTURE, cfg.MODEL.BACKBONE.NAME
+    if architecture in ARCHITECTURES and backbone == "AutoFocusFormer":
+        raise UserError(
+            f"MODEL.BACKBONE.NAME is {backbone}, which gives tokens, but {architecture} takes "
+            f"feature maps; take {' or '.join(COUNTERPARTS.values())}."
+        )
 
 
 def _check_device(name: str) -> None:

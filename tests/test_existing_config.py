@@ -5,7 +5,7 @@ from pathlib import Path
 import detectron2
 import pytest
 import torch
-from detectron2.config import LazyConfig, get_cfg
+from detectron2.config import CfgNode, LazyConfig, get_cfg
 from detectron2.modeling import build_model
 
 import aff_seg
@@ -22,6 +22,8 @@ PAIRS = {
     "semantic_aff_tiny_fpn_1x": "Misc/semantic_R_50_FPN_1x",
 }
 MASK_RCNN = PAIRS["mask_rcnn_aff_tiny_fpn_3x"]
+RCNN = "GeneralizedRCNN"
+SMALL = {"EMBED_DIM": [8, 8, 16, 16], "DEPTHS": [1, 1, 1, 1], "NUM_HEADS": [1, 1, 2, 2]}
 
 
 def zoo(name):
@@ -117,6 +119,27 @@ def test_what_cannot_take_aff_is_told(name, changes, sentence):
         aff_seg.use_aff_backbone(cfg, "tiny")
     assert sentence in str(caught.value) and "\n" not in str(caught.value)
     assert cfg == before
+
+
+ZOO_NAMES = sorted(str(path.relative_to(ZOO))[:-5] for path in ZOO.glob("[A-Z]*/*.yaml"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ZOO_NAMES)
+def test_every_config_of_the_zoo_takes_aff_or_says_why_not(name):
+    cfg = zoo(name)
+    if cfg.MODEL.ROI_HEADS.NAME == "Res5ROIHeads" and cfg.MODEL.META_ARCHITECTURE == RCNN:
+        with pytest.raises(UserError, match="a C4 config"):
+            aff_seg.use_aff_backbone(cfg, "mini")
+        return
+    aff_seg.use_aff_backbone(cfg, "mini")
+    cfg.MODEL.AFF.merge_from_other_cfg(CfgNode(SMALL))
+    cfg.TEST.DETECTIONS_PER_IMAGE = 5
+    model = build_model(cfg).eval()
+    # Fast R-CNN wants proposals, of which there are none.
+    if not cfg.MODEL.LOAD_PROPOSALS:
+        with torch.no_grad():
+            assert len(model([{"image": torch.rand(3, 70, 97) * 255}])) == 1
 
 
 def test_wrong_arguments_are_told():

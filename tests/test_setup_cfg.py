@@ -35,7 +35,8 @@ def test_detectron2s_architectures_have_its_mapper_unless_another_is_named(tmp_p
     named = ["INPUT.DATASET_MAPPER_NAME", "mine"]
     assert load_cfg(str(path), named).INPUT.DATASET_MAPPER_NAME == "mine"
     assert load_cfg(MINI).INPUT.DATASET_MAPPER_NAME == "mask_former_panoptic"
-    ours = load_cfg(MINI, ["MODEL.META_ARCHITECTURE", "RetinaNet"])
+    retinanet = ["MODEL.META_ARCHITECTURE", "RetinaNet"]
+    ours = load_cfg(MINI, [*retinanet, "MODEL.BACKBONE.NAME", "build_aff_backbone"])
     assert ours.INPUT.DATASET_MAPPER_NAME == "mask_former_panoptic"
 
 
@@ -130,6 +131,12 @@ def test_unknown_variant_lists_those_there_are():
 def test_values_that_no_model_can_have(opts, message):
     with pytest.raises(UserError, match=message):
         load_cfg(str(CONFIGS / "cityscapes/panoptic/aff_mini.yaml"), opts)
+
+
+def test_tokens_are_not_for_detectors():
+    config = str(CONFIGS / "detectron2" / "mask_rcnn_aff_tiny_fpn_3x.yaml")
+    with pytest.raises(UserError, match="GeneralizedRCNN takes feature maps; take build_aff_back"):
+        load_cfg(config, ["MODEL.BACKBONE.NAME", "AutoFocusFormer"])
 
 
 def test_schedule_is_rescaled_to_the_batch_on_request():

@@ -69,7 +69,7 @@ def register_custom(cfg: CfgNode) -> None:
 def _counting_part(cfg: CfgNode, entry: dict) -> str:
     """Part of ``MODEL`` whose ``NUM_CLASSES`` counts the classes of an entry."""
     architecture = detectron2_architecture(cfg)
-    if architecture is None:
+    if architecture is None or not architecture.outputs:
         return "SEM_SEG_HEAD"
     part = {"coco": architecture.things, "semantic": architecture.stuff}.get(entry["KIND"])
     # Both together is a form of its own, see Detectron2's "separated" COCO.

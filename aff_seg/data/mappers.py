@@ -19,7 +19,7 @@ from detectron2.data import transforms as T
 from detectron2.projects.point_rend.color_augmentation import ColorAugSSDTransform
 from detectron2.structures import Instances
 
-from aff_seg.architectures import DETECTRON2, Architecture, detectron2_architecture
+from aff_seg.architectures import DETECTRON2, detectron2_architecture
 from aff_seg.data.labels import (
     InstanceLabels,
     PanopticLabels,
@@ -244,7 +244,17 @@ class Detectron2Mapper(DatasetMapper):
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict:
-        architecture = detectron2_architecture(cfg) or Architecture(frozenset())
+        if cfg.MODEL.LOAD_PROPOSALS:
+            raise UserError(
+                "MODEL.LOAD_PROPOSALS is True, but files of proposals are not read here; take a "
+                "model that makes its own, or Detectron2's DefaultTrainer."
+            )
+        architecture = detectron2_architecture(cfg)
+        if architecture is None:
+            raise UserError(
+                f"INPUT.DATASET_MAPPER_NAME is {DETECTRON2}, which is not for MaskFormer; it takes "
+                f"{', '.join(MAPPERS)}."
+            )
         needs = {"annotations": architecture.things, "sem_seg_file_name": architecture.stuff}
         options = super().from_config(cfg, is_train=True)
         return {**options, "needs": [key for key, part in needs.items() if part]}

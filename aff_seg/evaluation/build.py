@@ -1,5 +1,6 @@
 """Which evaluators a dataset needs, from a table keyed by its ``evaluator_type``."""
 
+import logging
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators
 
-from aff_seg.architectures import FLAGS, detectron2_architecture, outputs_of
+from aff_seg.architectures import ARCHITECTURES, FLAGS, detectron2_architecture, outputs_of
 from aff_seg.data.checks import remedy
 from aff_seg.errors import UserError
 from aff_seg.evaluation import cityscapes
@@ -17,6 +18,8 @@ from aff_seg.evaluation.instance import InstanceEvaluator
 from aff_seg.evaluation.panoptic import GROUPS, PanopticEvaluator
 from aff_seg.evaluation.report import COLUMNS
 from aff_seg.evaluation.semantic import SemanticEvaluator
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -103,6 +106,10 @@ def check_evaluators(cfg: CfgNode) -> None:
                     f"Dataset {name}: {path} is missing, which its evaluation reads; "
                     f"{remedy(name, path)}."
                 )
+    if cfg.MODEL.KEYPOINT_ON and detectron2_architecture(cfg) is not None and cfg.DATASETS.TEST:
+        logger.warning(
+            "MODEL.KEYPOINT_ON is True, but keypoints are not scored here, only boxes and masks."
+        )
     if cfg.TEST.AUG.ENABLED and detectron2_architecture(cfg) is not None:
         raise UserError(
             f"TEST.AUG.ENABLED is True, but test-time augmentation is for MaskFormer, not for "
@@ -179,6 +186,12 @@ def _nothing_to_score(cfg: CfgNode, dataset_name: str, entries: tuple[Entry, ...
     if detectron2_architecture(cfg) is None:
         wanted = " or ".join(FLAGS[entry.output] for entry in entries if entry.output in FLAGS)
         return f"Dataset {dataset_name} needs MODEL.MASK_FORMER.TEST.{wanted} to be evaluated."
+    if not outputs_of(cfg):
+        return (
+            f"MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE} is not scored here, only "
+            f"{', '.join(ARCHITECTURES)} and MaskFormer are; set DATASETS.TEST to (), and score "
+            "it with Detectron2's evaluators."
+        )
     scored = " or ".join(entry.output for entry in entries)
     return (
         f"Dataset {dataset_name} is scored by {scored}, but "

@@ -10,6 +10,7 @@ from aff_seg import add_aff_config
 from aff_seg.backbone import AutoFocusFormer
 from aff_seg.backbone.builders import AutoFocusFormerGrid
 from aff_seg.backbone.grid import to_grid
+from aff_seg.errors import UserError
 
 AFF = ("build_aff_backbone", "build_aff_fpn_backbone", "build_aff_retinanet_fpn_backbone")
 TINY = {"EMBED_DIM": [8, 8, 16, 24], "DEPTHS": [1, 1, 1, 1], "NUM_HEADS": [1, 1, 2, 2]}
@@ -104,6 +105,20 @@ def test_stages_that_nobody_wants_are_not_built():
     assert {"norm1", "norm2"} <= names and not {"norm0", "norm3"} & names
     assert len(backbone.layers) == 3 and backbone.layers[2].downsample is None
     assert backbone.size_divisibility == 16
+
+
+@pytest.mark.parametrize(
+    ("name", "levels", "sentence"),
+    [
+        (AFF[1], ["res2", "res4"], "must be levels that follow one another in res2, res3, res4"),
+        (AFF[1], ["res3", "res2"], "must be levels that follow one another in res2, res3, res4"),
+        (AFF[1], [], "must be levels that follow one another in res2, res3, res4"),
+        (AFF[2], ["res3", "res4"], r"is \['res3', 'res4'\]; add res5, which p6 and p7 are made"),
+    ],
+)
+def test_levels_that_make_no_pyramid_are_told(name, levels, sentence):
+    with pytest.raises(UserError, match=sentence):
+        build(name, levels)
 
 
 def test_swin_drops_more_of_its_later_blocks():

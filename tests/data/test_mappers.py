@@ -296,6 +296,17 @@ def test_unknown_mapper_lists_the_known_ones():
     assert set(MAPPERS) >= {"mask_former_panoptic"}
 
 
+def test_what_the_mapper_of_detectron2_is_not_for_is_told():
+    cfg = make_cfg("panoptic")
+    cfg.INPUT.DATASET_MAPPER_NAME = "detectron2"
+    cfg.MODEL.META_ARCHITECTURE = "MaskFormer"
+    with pytest.raises(UserError, match="detectron2, which is not for MaskFormer; it takes mask_f"):
+        build_train_mapper(cfg)
+    cfg.MODEL.META_ARCHITECTURE, cfg.MODEL.LOAD_PROPOSALS = "GeneralizedRCNN", True
+    with pytest.raises(UserError, match="LOAD_PROPOSALS is True, but files of proposals are not"):
+        build_train_mapper(cfg)
+
+
 @pytest.mark.parametrize("key", ["file_name", "pan_seg_file_name"])
 def test_a_missing_file_is_named(record, key):
     record[key] = record[key].replace("aachen_", "lost_")

@@ -1,10 +1,13 @@
 """Files of weights are told apart, and their names become those of a model, exactly."""
 
+import re
+
 import pytest
 import torch
+from detectron2.config import get_cfg
 from detectron2.layers import ShapeSpec
-from detectron2.modeling import META_ARCH_REGISTRY, Backbone
-from detectron2.modeling.backbone.fpn import FPN
+from detectron2.model_zoo import get_config_file
+from detectron2.modeling import META_ARCH_REGISTRY, build_resnet_backbone
 from published_shapes import (
     SIZES,
     backbone_shapes,
@@ -12,7 +15,6 @@ from published_shapes import (
     segmentation_shapes,
     weights_of,
 )
-from torch import nn
 
 from aff_seg.engine.checkpoint import compare
 from aff_seg.engine.recognition import (
@@ -124,35 +126,64 @@ def test_whole_files_keep_their_names(models):
     assert match.complete and not match.backbone_alone
 
 
-class Body(Backbone):
-    """A backbone whose names are found in files without a prefix."""
+@pytest.mark.parametrize("make", [classification_shapes, segmentation_shapes])
+@pytest.mark.parametrize("name", ["mask_rcnn_aff_tiny_fpn_3x", "retinanet_aff_tiny_fpn_3x"])
+def test_files_fill_the_backbone_inside_a_pyramid(name, make, load_config):
+    cfg = load_config(f"detectron2/{name}")
+    with torch.device("meta"):
+        model = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)(cfg)
+    of_head = (150,) if make is segmentation_shapes else ()
+    weights = on_meta(make("tiny", *of_head))
+    match = compare(model.state_dict(), names_of(model, weights))
+    assert match.fits and match.backbone_alone and not match.reshaped
+    inside = [key for key in model.state_dict() if key.startswith("backbone.bottom_up.")]
+    if make is classification_shapes:
+        inside = [key for key in inside if not key.startswith("backbone.bottom_up.norm")]
+    assert match.matched == inside
+    # The finest level of a RetinaNet has no norm, which files of a segmentation model have.
+    norm = [f"backbone.bottom_up.norm0.{kind}" for kind in ("weight", "bias")]
+    spare = norm if name.startswith("retinanet") and make is segmentation_shapes else []
+    assert match.unexpected == spare
 
-    def __init__(self):
-        super().__init__()
-        self.stem, self.res2 = nn.Linear(3, 8), nn.Linear(8, 8)
 
-    def output_shape(self):
-        return {"res2": ShapeSpec(channels=8, stride=4)}
-
-    def forward(self, x):
-        return {"res2": x}
-
-
-class Detector(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.backbone = FPN(Body(), ["res2"], 8)
-        self.head = nn.Linear(8, 8)
+def test_no_head_of_a_segmentation_file_lands_in_that_of_another_model(load_config):
+    cfg = load_config("detectron2/panoptic_fpn_aff_tiny_3x")
+    with torch.device("meta"):
+        model = META_ARCH_REGISTRY.get("PanopticFPN")(cfg)
+    weights = on_meta(segmentation_shapes("tiny", 133))
+    assert any(key.startswith("sem_seg_head.") for key in weights)
+    assert any(key.startswith("sem_seg_head.") for key in model.state_dict())
+    match = compare(model.state_dict(), names_of(model, weights))
+    assert all(key.startswith("backbone.bottom_up.") for key in match.matched)
+    assert match.fits and not match.unexpected
 
 
-def test_backbones_inside_others_are_found():
-    model, body = Detector(), Body()
-    bare = {**body.state_dict(), "fc.weight": torch.ones(8, 8)}
-    for given in (bare, {f"backbone.{name}": value for name, value in bare.items()}):
-        match = compare(model.state_dict(), names_of(model, given))
-        assert match.matched == [f"backbone.bottom_up.{name}" for name in body.state_dict()]
-        assert match.unexpected == ["backbone.bottom_up.fc.weight"]
-        assert match.backbone_alone
+@pytest.mark.parametrize("prefix", ["", "backbone."])
+def test_a_file_of_a_resnet_fills_it_with_and_without_a_pyramid(prefix, load_config):
+    pyramid = get_cfg()
+    pyramid.merge_from_file(get_config_file("COCO-Detection/faster_rcnn_R_50_FPN_1x.yaml"))
+    plain = load_config("coco/instance/r50")
+    with torch.device("meta"):
+        resnet = build_resnet_backbone(plain, ShapeSpec(channels=3))
+        models = [META_ARCH_REGISTRY.get(c.MODEL.META_ARCHITECTURE)(c) for c in (plain, pyramid)]
+    weights = {prefix + name: value for name, value in resnet.state_dict().items()}
+    weights[f"{prefix}stem.fc.weight"] = torch.empty(1000, 2048, device="meta")
+    for model, inside in zip(models, ("backbone.", "backbone.bottom_up."), strict=True):
+        match = compare(model.state_dict(), names_of(model, weights))
+        assert match.fits and match.backbone_alone and not match.reshaped
+        assert set(match.matched) == {inside + name for name in resnet.state_dict()}
+        assert match.unexpected == [f"{inside}stem.fc.weight"]
+
+
+def test_a_published_file_of_swin_fills_it_but_for_its_norms(load_config):
+    with torch.device("meta"):
+        model = META_ARCH_REGISTRY.get("MaskFormer")(load_config("ade20k/semantic/swin_tiny"))
+    state = {n: x for n, x in model.backbone.state_dict().items() if not re.match(r"norm\d", n)}
+    rest = {"norm.weight": (768,), "head.weight": (1000, 768), "layers.0.blocks.1.attn_mask": ()}
+    match = compare(model.state_dict(), names_of(model, {**state, **on_meta(rest)}))
+    assert match.fits and match.backbone_alone and not match.reshaped
+    assert match.matched == [f"backbone.{name}" for name in state]
+    assert match.unexpected == [f"backbone.{name}" for name in rest]
 
 
 def test_values_pass_unchanged(models):

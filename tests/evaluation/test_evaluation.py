@@ -342,6 +342,32 @@ def test_outputs_that_a_dataset_does_not_score_are_told(toy, tmp_path):
     )
 
 
+def test_an_architecture_that_is_not_scored_is_told(toy):
+    MetadataCatalog.get(toy).evaluator_type = "coco"
+    cfg = config()
+    cfg.INPUT.DATASET_MAPPER_NAME, cfg.DATASETS.TEST = "detectron2", (toy,)
+    cfg.MODEL.META_ARCHITECTURE = "ProposalNetwork"
+    with pytest.raises(UserError, match="ProposalNetwork is not scored here, only General"):
+        check_evaluators(cfg)
+    cfg.DATASETS.TEST = ()
+    check_evaluators(cfg)
+    # Which mapper it was trained with does not matter.
+    cfg.MODEL.META_ARCHITECTURE, cfg.DATASETS.TEST = "MaskFormer", (toy,)
+    check_evaluators(cfg)
+
+
+def test_keypoints_are_said_not_to_be_scored(toy, caplog):
+    MetadataCatalog.get(toy).evaluator_type = "coco"
+    cfg = config()
+    cfg.INPUT.DATASET_MAPPER_NAME, cfg.DATASETS.TEST = "detectron2", (toy,)
+    cfg.MODEL.META_ARCHITECTURE = "GeneralizedRCNN"
+    check_evaluators(cfg)
+    assert not caplog.messages
+    cfg.MODEL.KEYPOINT_ON = True
+    check_evaluators(cfg)
+    assert "keypoints are not scored here" in caplog.text
+
+
 def test_boxes_are_in_the_table_where_there_are_no_masks():
     boxes = {"bbox": {"AP": 20.0, "AP50": 40.0}}
     assert summarize(boxes) == {"AP_box": 20, "AP50_box": 40}
