@@ -271,4 +271,6 @@ def test_every_block_is_known_and_every_tutorial_is_run():
     for page in PAGES:
         fences = re.findall("^```", page.read_text(), re.M)
         assert len(fences) == 2 * len(BLOCK.findall(page.read_text())), page
+        languages = {language for language, _ in blocks_of(page, without=())}
+        assert languages <= {"python", "sh", "text", "yaml"}, page
         assert not blocks_of(page) or page.stem in (*TUTORIALS, *NAMES_ONLY), page
