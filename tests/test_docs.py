@@ -137,6 +137,12 @@ def test_a_whole_tutorial_does_what_it_shows(name, workspace):
     if name == "own_data":
         (scores,) = json.loads((workspace / "output/own/score/results.json").read_text()).values()
         assert scores["segm"]["AP"] > 10
+    if name == "token_figure":
+        page = (ROOT / "docs" / "token_figure.md").read_text()
+        for row in json.loads((workspace / "output" / "token_curve.json").read_text()):
+            told = re.search(rf"^\| {row['share']:g} \| \d+ \| (.*) \|$", page, re.M)[1].split("|")
+            scores = [row[metric] for metric in ("PQ", "AP", "mIoU")]
+            assert list(map(float, told)) == pytest.approx(scores, abs=1), row
 
 
 def test_the_readme_segments_a_picture(workspace):
