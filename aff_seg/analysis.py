@@ -52,7 +52,7 @@ class Analysis:
             the model as published, which predicts all masks on the whole canvas after every
             layer; inference here leaves it out, because only the tokens of the next level matter.
         peak: most bytes of tensors that live at once while a module runs, beyond parameters and
-            images: a sum of their sizes. What a native operator holds while it runs is not in it.
+            images: a sum of their sizes. What an operation holds while it runs is not in it.
         stages: of an AFF backbone.
     """
 

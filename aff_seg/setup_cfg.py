@@ -30,6 +30,7 @@ AT_LEAST_ONE = (
     "SOLVER.MAX_ITER",
 )
 PRECISIONS = ("float16", "bfloat16")
+CHANNEL_ORDERS = ("RGB", "BGR")
 REGISTRIES = {
     "MODEL.META_ARCHITECTURE": META_ARCH_REGISTRY,
     "MODEL.BACKBONE.NAME": BACKBONE_REGISTRY,
@@ -39,7 +40,7 @@ REGISTRIES = {
 }
 
 
-def find_config(name: str) -> str:
+def find_config(name: str | os.PathLike) -> str:
     """The path of a config file, given so, or by its place among this project's.
 
     Args:
@@ -48,14 +49,17 @@ def find_config(name: str) -> str:
     Raises:
         UserError: there is none.
     """
+    name = os.fspath(name)
     if os.path.isfile(name):
         return name
     folder = config_folder()
-    path = folder / f"{name.removesuffix('.yaml')}.yaml"
+    wanted = name.removesuffix(".yaml").removeprefix("configs/")
+    path = folder / f"{wanted}.yaml"
     if path.is_file():
         return str(path)
-    known = [str(p.relative_to(folder).with_suffix("")) for p in folder.rglob("aff_*.yaml")]
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
+    known = [p.relative_to(folder).with_suffix("").as_posix() for p in folder.rglob("*/*.yaml")]
+    whole = [k for k in known if "/Base-" not in k and not k.startswith("models/")]
+    close = difflib.get_close_matches(wanted, whole, n=1, cutoff=0.0)
     raise UserError(f"There is no config {name}; give the path of a yaml file, or take {close[0]}.")
 
 
@@ -148,6 +152,12 @@ def _check_values(cfg: CfgNode) -> None:
             f"SOLVER.AMP.PRECISION is {cfg.SOLVER.AMP.PRECISION!r}, but must be one of "
             f"{', '.join(PRECISIONS)}."
         )
+    if cfg.INPUT.FORMAT not in CHANNEL_ORDERS:
+        raise UserError(
+            f"INPUT.FORMAT is {cfg.INPUT.FORMAT!r}, but the order of channels must be one of "
+            f"{', '.join(CHANNEL_ORDERS)}."
+        )
+    _check_device(cfg.MODEL.DEVICE)
     _check_views(cfg.TEST.AUG)
     for key, registry in REGISTRIES.items():
         name = _lookup(cfg, key)
@@ -155,6 +165,14 @@ def _check_values(cfg: CfgNode) -> None:
             known = [known for known, _ in registry]
             close = difflib.get_close_matches(name, known, n=1) or known
             raise UserError(f"{key} is {name!r}, but there is no such part; take {close[0]}.")
+
+
+def _check_device(name: str) -> None:
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
+        raise UserError(f"MODEL.DEVICE is {name!r}, but must be cpu, cuda, or cuda:<number>.")
+    number, visible = name.partition(":")[2], torch.cuda.device_count()
+    if number and 0 < visible <= int(number):
+        raise UserError(f"MODEL.DEVICE is {name!r}, but the GPUs visible end at {visible - 1}.")
 
 
 def _check_views(aug: CfgNode) -> None:

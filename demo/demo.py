@@ -2,38 +2,29 @@
 
 import argparse
 import contextlib
-import json
 import logging
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
-import numpy as np
+import cv2
 from detectron2.config import CfgNode
-from PIL import Image
 from tqdm import tqdm
 
 from aff_seg.cli import plain_errors
-from aff_seg.engine.checkpoint_file import atomic_open, check_weights_exist
+from aff_seg.engine.checkpoint_file import check_weights_exist
 from aff_seg.errors import UserError
 from aff_seg.prediction.coco_panoptic import CocoPanopticWriter
-from aff_seg.prediction.images import read_image
-from aff_seg.prediction.inputs import find_pictures, is_video, output_names
-from aff_seg.prediction.segmentation import Segmentation, resize_nearest
+from aff_seg.prediction.inputs import find_pictures, output_names
+from aff_seg.prediction.results import KINDS, ResultWriter
 from aff_seg.prediction.segmenter import Segmenter
-from aff_seg.prediction.video import VideoReader, VideoWriter
+from aff_seg.prediction.tiles import LEAST_TILE
+from aff_seg.prediction.video import VideoReader
 from aff_seg.setup_cfg import announce_device, find_config, load_cfg
-from aff_seg.visualization.panels import arrange
-from aff_seg.visualization.token_figure import draw_clusters, draw_importance, draw_tokens
+from aff_seg.visualization.token_figure import FIGURES
 
 PROGRAM = "demo.py"
-FIGURES: dict[str, Callable[..., np.ndarray]] = {
-    "tokens": draw_tokens,
-    "clusters": draw_clusters,
-    "importance": draw_importance,
-}
 EXAMPLE = """
 For each picture the output folder gets
 
@@ -47,15 +38,20 @@ For each picture the output folder gets
   panoptic/              with --coco-panoptic: PNG files and panoptic.json in
                          COCO's form, which its evaluation reads
 
-and for each video <name>_overlay.mp4 (or _strip.mp4) and <name>.jsonl with a
+and for each video the same as .mp4, without sound, and <name>.jsonl with a
 line for each frame. <name> is the file's name without suffix, with its
-folder's name before it where two would be the same. What cannot be read is
-named and left out; the exit status is then 1.
+folder's name before it where two would be the same. Of an animated GIF the
+first picture is taken.
+
+What cannot be read is named and left out; the exit status is then 1. A video
+that ends early is named too, and what there is of it is written. Ctrl-C ends
+the program, without results of the file at hand; with --webcam it ends the
+video.
 
 Examples:
 
   python demo/demo.py --config-file configs/quick/shapes_demo.yaml \\
-      --weights demo/aff_shapes.safetensors --input 'photos/**/*.png' \\
+      --weights demo/aff_shapes.safetensors --input docs/scene.png \\
       --output output/looking --tokens --blur
 
   python demo/demo.py --config-file coco/panoptic/aff_tiny --weights tiny.pth \\
@@ -64,133 +60,11 @@ Examples:
   python demo/demo.py --config-file cityscapes/panoptic/aff_mini \\
       --weights mini.pth --input 20megapixels.jpg --output output/large \\
       --tile 1024 --opts MODEL.DEVICE cpu
+
+  python demo/demo.py --config-file coco/instance/aff_tiny --weights tiny.pth \\
+      --other-config-file coco/instance/aff_mini --other-weights mini.pth \\
+      --webcam --output output/camera
 """
-
-
-@dataclass(frozen=True)
-class Options:
-    """What is wanted beside the overlay.
-
-    Attributes:
-        output: folder.
-        figures: of ``FIGURES``.
-        blurred: background of the figures.
-        tile: side in pixels, None to scale images as in evaluation.
-    """
-
-    output: str
-    figures: Sequence[str]
-    blurred: bool
-    tile: int | None
-
-
-class Demo:
-    """Segments pictures and videos and writes what is wanted of them.
-
-    Args:
-        models: the model by name, and another to compare it with if there are two.
-        options: see there.
-        panoptic: gets the results of pictures in COCO's form, or None.
-    """
-
-    def __init__(
-        self,
-        models: dict[str, Segmenter],
-        options: Options,
-        panoptic: CocoPanopticWriter | None = None,
-    ):
-        self._models = models
-        self._model = next(iter(models.values()))
-        self._options = options
-        self._panoptic = panoptic
-
-    def process(self, path: str, name: str) -> None:
-        """Do a file.
-
-        Raises:
-            UserError: it cannot be read, or its results cannot be written.
-        """
-        if is_video(path):
-            self.process_video(VideoReader(path), path, name)
-        else:
-            self._process_picture(path, name)
-
-    def process_video(self, frames: VideoReader, path: str, name: str) -> None:
-        """Write ``<name>_overlay.mp4`` or ``_strip.mp4``, and ``<name>.jsonl``.
-
-        Ctrl-C ends what comes from a camera.
-        """
-        kind, draw = ("strip", self._strip) if len(self._models) > 1 else ("overlay", self._overlay)
-        is_camera = frames.count is None
-        with (
-            _named_errors(path),
-            VideoWriter(self._path(f"{name}_{kind}.mp4"), frames.rate) as video,
-            atomic_open(self._path(f"{name}.jsonl")) as lines,
-            tqdm(total=frames.count, unit="frame", desc=name, leave=False) as bar,
-            contextlib.suppress(KeyboardInterrupt) if is_camera else contextlib.nullcontext(),
-        ):
-            for number, frame in enumerate(frames):
-                found = self._segment(frame)
-                video.write(draw(frame, found))
-                told = {"frame": number, **self._model.to_json(found[0])}
-                lines.write(json.dumps(told).encode() + b"\n")
-                bar.update()
-        if frames.problem:
-            raise UserError(frames.problem)
-
-    def _process_picture(self, path: str, name: str) -> None:
-        image = read_image(path)
-        found = self._segment(image, tokens=bool(self._options.figures))
-        pictures = {"overlay": self._overlay(image, found)}
-        for kind in self._options.figures:
-            pictures[kind] = FIGURES[kind](image, found[0], blurred=self._options.blurred)
-        if len(self._models) > 1:
-            pictures["strip"] = self._strip(image, found)
-        with _named_errors(path):
-            for kind, picture in pictures.items():
-                write_picture(self._path(f"{name}_{kind}.png"), picture)
-            if self._panoptic is not None:
-                self._panoptic.add(path, name, found[0])
-            told = {"image": path, **self._model.to_json(found[0])}
-            with atomic_open(self._path(f"{name}.json")) as file:
-                file.write(json.dumps(told).encode())
-
-    def _segment(self, image: np.ndarray, *, tokens: bool = False) -> list[Segmentation]:
-        """What each model finds."""
-        options = {"tile": self._options.tile} if self._options.tile else {"tokens": tokens}
-        return [model(image, **options) for model in self._models.values()]
-
-    def _overlay(self, image: np.ndarray, found: Sequence[Segmentation]) -> np.ndarray:
-        return self._model.draw(image, found[0])
-
-    def _strip(self, image: np.ndarray, found: Sequence[Segmentation]) -> np.ndarray:
-        overlays = [
-            (name, model.draw(image, one))
-            for (name, model), one in zip(self._models.items(), found, strict=True)
-        ]
-        height, width = overlays[0][1].shape[:2]
-        picture = resize_nearest(image, (height, width))
-        return arrange([("picture", picture), *overlays], columns=3)
-
-    def finish(self) -> None:
-        """Write what is of all pictures together."""
-        if self._panoptic is not None:
-            with _named_errors("all pictures"):
-                self._panoptic.finish()
-
-    def _path(self, name: str) -> str:
-        return os.path.join(self._options.output, name)
-
-
-@contextlib.contextmanager
-def _named_errors(path: str) -> Iterator[None]:
-    """Tell of results that cannot be written with the name of what they are of."""
-    try:
-        yield
-    except OSError as error:
-        raise UserError(
-            f"Cannot write the results of {path}: {error.strerror or error}."
-        ) from error
 
 
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -218,14 +92,16 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "--confidence",
         type=_share,
         metavar="P",
-        help="leave out segments and instances of a lower probability or score, 0 to 1 (default: "
-        "the threshold of the config for segments, 0.5 for drawn instances)",
+        help="leave out panoptic segments of a lower probability, instances of a lower score and "
+        "pixels whose class has a lower score, 0 to 1 (default: the threshold of the config for "
+        "segments; all instances, of which those from 0.5 are drawn; all pixels)",
     )
     model.add_argument(
         "--tile",
-        type=int,
+        type=_tile,
         metavar="SIDE",
-        help="cut pictures into overlapping squares of so many pixels instead of scaling them",
+        help="cut pictures into overlapping squares of so many pixels instead of scaling them; "
+        f"at least {LEAST_TILE}",
     )
     model.add_argument(
         "--opts",
@@ -249,7 +125,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         nargs="?",
         const=0,
         metavar="N",
-        help="a camera, by its number (default 0), until Ctrl-C",
+        help="a camera, by its number (default 0), until Ctrl-C; there is no window",
     )
     results = parser.add_argument_group("results")
     results.add_argument(
@@ -265,45 +141,63 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "--blur", action="store_true", help="draw these figures on a blurred picture"
     )
     results.add_argument(
-        "--coco-panoptic", action="store_true", help="also write panoptic results in COCO's form"
+        "--coco-panoptic",
+        action="store_true",
+        help="also write panoptic results of pictures in COCO's form",
     )
     args = parser.parse_args(argv)
     if (args.other_config_file is None) != (args.other_weights is None):
         parser.error("--other-config-file and --other-weights belong together")
-    if args.tile is not None and any(getattr(args, name) for name in FIGURES):
+    figures = any(getattr(args, name) for name in FIGURES)
+    if args.blur and not figures:
+        parser.error("--blur is for --tokens, --clusters and --importance; give one of them")
+    if args.webcam is not None and args.coco_panoptic:
+        parser.error("--coco-panoptic is of pictures; leave it out with --webcam")
+    if args.tile is not None and figures:
         parser.error("--tokens, --clusters and --importance are of whole pictures, without --tile")
     return args
 
 
 def _share(text: str) -> float:
-    value = float(text)
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
     if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
+        raise argparse.ArgumentTypeError(f"{text} is not a number from 0 to 1")
     return value
 
 
-def prepare_output(folder: str, names: Sequence[str], paths: Sequence[str]) -> None:
-    """Make the output folder; check that files can be written there and no input is replaced."""
-    try:
-        os.makedirs(folder, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()
-    except OSError as error:
-        raise UserError(f"Cannot write to --output {folder}: {error.strerror}.") from error
+def _tile(text: str) -> int:
+    if not text.isdecimal() or int(text) < LEAST_TILE:
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number from {LEAST_TILE} on")
+    return int(text)
+
+
+def prepare_output(args: argparse.Namespace, names: Sequence[str], paths: Sequence[str]) -> None:
+    """Make the output folders; check that files can be written there and no input is replaced."""
+    panoptic = [panoptic_folder(args)] if args.coco_panoptic else []
+    for folder in (args.output, *panoptic):
+        try:
+            os.makedirs(folder, exist_ok=True)
+            tempfile.TemporaryFile(dir=folder).close()
+        except OSError as error:
+            raise UserError(f"Cannot write to --output {folder}: {error.strerror}.") from error
     inputs = {os.path.realpath(path): path for path in paths}
-    endings = [f"_{kind}.png" for kind in ("overlay", "strip", *FIGURES)]
     for name in names:
-        for ending in (*endings, "_overlay.mp4", "_strip.mp4"):
-            target = os.path.realpath(os.path.join(folder, name + ending))
-            if path := inputs.get(target):
+        targets = [f"{name}_{kind}{suffix}" for kind in KINDS for suffix in (".png", ".mp4")]
+        targets = [os.path.join(args.output, target) for target in targets]
+        targets += [os.path.join(folder, f"{name}.png") for folder in panoptic]
+        for target in targets:
+            if path := inputs.get(os.path.realpath(target)):
                 raise UserError(
                     f"The results would replace the input {path}; give another --output."
                 )
 
 
-def write_picture(path: str, picture: np.ndarray) -> None:
-    """Write a PNG, whole or not at all."""
-    with atomic_open(path) as file:
-        Image.fromarray(picture).save(file, format="PNG", compress_level=3)
+def panoptic_folder(args: argparse.Namespace) -> str:
+    """Where results in COCO's form go."""
+    return os.path.join(args.output, "panoptic")
 
 
 def load_configs(args: argparse.Namespace) -> dict[str, CfgNode]:
@@ -319,7 +213,7 @@ def load_configs(args: argparse.Namespace) -> dict[str, CfgNode]:
     return configs
 
 
-def build_demo(args: argparse.Namespace, configs: dict[str, CfgNode]) -> Demo:
+def build_writer(args: argparse.Namespace, configs: dict[str, CfgNode]) -> ResultWriter:
     """What does the work."""
     announce_device(next(iter(configs.values())))
     models = {name: Segmenter(cfg) for name, cfg in configs.items()}
@@ -327,41 +221,57 @@ def build_demo(args: argparse.Namespace, configs: dict[str, CfgNode]) -> Demo:
         model.confidence = args.confidence
     panoptic = None
     if args.coco_panoptic:
-        folder = os.path.join(args.output, "panoptic")
-        os.makedirs(folder, exist_ok=True)
-        panoptic = CocoPanopticWriter(folder, next(iter(models.values())).metadata)
-    figures = [name for name in FIGURES if getattr(args, name)]
-    return Demo(models, Options(args.output, figures, args.blur, args.tile), panoptic)
+        panoptic = CocoPanopticWriter(panoptic_folder(args), next(iter(models.values())).metadata)
+    return ResultWriter(
+        models,
+        args.output,
+        figures=[name for name in FIGURES if getattr(args, name)],
+        blurred=args.blur,
+        tile=args.tile,
+        panoptic=panoptic,
+    )
 
 
 def process_all(args: argparse.Namespace, configs: dict[str, CfgNode], paths: Sequence[str]) -> int:
     """Process every file, name those that fail, and return how many did not."""
     names = output_names(paths)
-    prepare_output(args.output, names, paths)
-    demo = build_demo(args, configs)
+    prepare_output(args, names, paths)
+    writer = build_writer(args, configs)
     done = 0
-    with tqdm(total=len(paths), unit="file", disable=len(paths) < 2) as bar:
+    with (
+        contextlib.closing(writer),
+        tqdm(total=len(paths), unit="file", disable=len(paths) < 2) as bar,
+    ):
         for path, name in zip(paths, names, strict=True):
             try:
-                demo.process(path, name)
+                writer.process(path, name)
                 done += 1
             except UserError as error:
                 bar.write(str(error), file=sys.stderr)
             bar.update()
-    demo.finish()
     print(f"{done} of {len(paths)} files are done; the results are in {args.output}.")
     return done
+
+
+def process_camera(args: argparse.Namespace, configs: dict[str, CfgNode]) -> None:
+    """Process what a camera sees."""
+    camera, name = VideoReader(args.webcam), f"camera_{args.webcam}"
+    prepare_output(args, [], [])
+    build_writer(args, configs).process_video(camera, name, name)
+    print(f"The results are in {args.output}.")
 
 
 def run(args: argparse.Namespace) -> None:
     """Process every input, and raise a :class:`UserError` at the end where some failed."""
     configs = load_configs(args)
+    first = next(iter(configs.values()))
+    if args.coco_panoptic and not first.MODEL.MASK_FORMER.TEST.PANOPTIC_ON:
+        raise UserError(
+            "--coco-panoptic needs panoptic results, which this config does not give; leave it "
+            "out, or set MODEL.MASK_FORMER.TEST.PANOPTIC_ON True."
+        )
     if args.webcam is not None:
-        prepare_output(args.output, [], [])
-        name = f"camera_{args.webcam}"
-        camera = VideoReader(args.webcam)
-        build_demo(args, configs).process_video(camera, name, name)
-        print(f"The results are in {args.output}.")
+        process_camera(args, configs)
         return
     paths, unusable = find_pictures(args.input)
     for problem in unusable:
@@ -376,6 +286,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse_arguments(argv)
     logging.basicConfig(format="%(message)s")
     logging.getLogger("aff_seg").setLevel(logging.INFO)
+    # What OpenCV cannot read is told in the program's own words.
+    cv2.setLogLevel(0)
+    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
     with plain_errors(PROGRAM):
         run(args)
 

@@ -1,11 +1,14 @@
 """FLOPs as fvcore counts them, and memory of tensors that live at once."""
 
+from itertools import accumulate
+
 import pytest
 import torch
 import torch.nn.functional as F
 from detectron2.modeling import build_model
 from fvcore.nn import FlopCountAnalysis
 from torch import nn
+from torch.profiler import ProfilerActivity, profile
 
 from aff_seg.analysis import EARLY_MASKS, PRODUCTS, analyze
 
@@ -85,6 +88,19 @@ def test_peak_is_of_tensors_that_live_at_once():
 
     found = analyze(Steps(), torch.ones(1000))
     assert found.peak[""] == found.peak["act"] == 8000
+
+
+def test_peak_is_what_the_allocator_gives(load_config, tiny_opts):
+    """But for what an operation holds while it runs, such as counts from truth values."""
+    model = build_model(load_config("quick/shapes_cityscapes_panoptic", *tiny_opts)).eval()
+    inputs = [{"image": torch.zeros(3, 192, 256)}]
+    found = analyze(model, inputs).peak[""]
+    cpu = {"activities": [ProfilerActivity.CPU], "profile_memory": True, "acc_events": True}
+    with torch.no_grad(), profile(**cpu) as seen:
+        model(inputs)
+    events = seen.profiler.kineto_results.events()
+    changes = sorted((e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]")
+    assert found == pytest.approx(max(accumulate(n for _, n in changes)), rel=0.12)
 
 
 def test_a_model_is_left_as_it_was(load_config, tiny_opts):

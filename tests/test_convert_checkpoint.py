@@ -4,12 +4,14 @@ import importlib
 import os
 import pickle
 import re
-import subprocess
+import resource
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.modeling import build_model
 from published_shapes import (
     backbone_shapes,
     classification_shapes,
@@ -84,9 +86,9 @@ def test_classification_files_become_backbones(tmp_path, variant, suffix, conver
     ("variant", "classes", "queries", "learned"),
     [
         ("mini", 150, 100, True),
-        ("tiny", 80, 100, False),
-        ("small", 8, 100, True),
-        ("base", 19, 250, True),
+        pytest.param("tiny", 80, 100, False, marks=pytest.mark.slow),
+        pytest.param("small", 8, 100, True, marks=pytest.mark.slow),
+        pytest.param("base", 19, 250, True, marks=pytest.mark.slow),
         ("mini", 133, 100, False),
         ("mini", 100, 100, True),
     ],
@@ -153,12 +155,49 @@ def test_half_stores_floats_in_16_bits(tmp_path, convert):
     assert torch.equal(found["a.count"], weights["a.count"])
 
 
+def test_half_refuses_what_it_cannot_hold(tmp_path, convert):
+    write(tmp_path / "model.pth", {"a.weight": torch.tensor([1.0, 7e4])})
+    with pytest.raises(UserError, match="a.weight has numbers too large for 16 bits"):
+        convert(str(tmp_path / "model.pth"), str(tmp_path / "model.safetensors"), half=True)
+    assert not (tmp_path / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize("name", ["r50", "swin_tiny"])
+def test_other_backbones_get_their_place(tmp_path, name, convert, load_config, capsys):
+    model = build_model(load_config(f"ade20k/semantic/{name}"))
+    trained = {n: w for n, w in model.backbone.state_dict().items() if not re.match(r"norm\d", n)}
+    write(tmp_path / "imagenet.pth", trained | {"head.weight": torch.ones(1000, 8)})
+    config = f"configs/ade20k/semantic/{name}.yaml"
+    convert(str(tmp_path / "imagenet.pth"), str(tmp_path / "a.pth"), config_file=config)
+    total = table(capsys.readouterr().out)["total"]
+    assert total[0] == str(len(trained)) and total[2:4] == ["0", "1"]
+    write(tmp_path / "own.pth", model.state_dict())
+    convert(str(tmp_path / "own.pth"), str(tmp_path / "b.pth"))
+    output = capsys.readouterr().out
+    assert "own.pth: segmentation file with another backbone, 150 classes, 100 queries" in output
+
+
+@pytest.mark.slow
+def test_detectron2_itself_loads_a_backbone_made_for_its_model(tmp_path, convert, load_config):
+    cfg = load_config("detectron2/mask_rcnn_aff_tiny_fpn_3x")
+    (tmp_path / "config.yaml").write_text(cfg.dump())
+    weights = weights_of(classification_shapes("tiny"))
+    write(tmp_path / "aff_tiny.pth", weights)
+    paths = [str(tmp_path / name) for name in ("aff_tiny.pth", "backbone.pth", "config.yaml")]
+    convert(*paths[:2], config_file=paths[2])
+    model = build_model(cfg)
+    DetectionCheckpointer(model).load(paths[1])
+    state = model.backbone.bottom_up.state_dict()
+    rest = set(weights) - {"norm.weight", "norm.bias", "head.weight", "head.bias"}
+    assert all(torch.equal(state[name], weights[name]) for name in rest)
+
+
 def test_a_config_names_the_model_to_compare_with(tmp_path, convert, capsys):
     source, config = "demo/aff_shapes.safetensors", "configs/quick/shapes_demo.yaml"
     convert(source, str(tmp_path / "a.pth"))
     output = capsys.readouterr().out
     assert "AFF segmentation file, sizes of its own, 19 classes, 40 queries" in output
-    assert "No published model has these sizes: give --config-file" in output
+    assert "No published model to compare with: give --config-file" in output
     convert(source, str(tmp_path / "b.pth"), config_file=config)
     assert table(capsys.readouterr().out)["total"][1:4] == ["0", "0", "0"]
     with pytest.raises(UserError, match="does not fit the model of configs/coco.*nothing written"):
@@ -190,16 +229,12 @@ def test_what_does_not_match_is_counted_and_named(tmp_path, change, convert, cap
     assert f"{label}: {name}\n" in output
 
 
-def run(*arguments: object, **options: object) -> subprocess.CompletedProcess:
-    command = [sys.executable, "tools/convert_checkpoint.py", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, **options)
-
-
 def test_bad_files_are_told_in_one_sentence(tmp_path, convert):
     source, target = tmp_path / "weights.pth", tmp_path / "out.safetensors"
     torch.save({"model": {"a": torch.ones(2)}}, source)
     folder = tmp_path / "folder.pth"
     folder.mkdir()
+    (tmp_path / "same.pth").symlink_to(source)
     (tmp_path / "text.pkl").write_text("no pickle")
     (tmp_path / "cut.pkl").write_bytes(pickle.dumps({"a": b"x" * 99})[:40])
     (tmp_path / "empty.safetensors").write_bytes(b"")
@@ -208,6 +243,7 @@ def test_bad_files_are_told_in_one_sentence(tmp_path, convert):
         ((source, tmp_path / "out.pkl"), "out.pkl must end in .safetensors or .pth, which say"),
         ((source, tmp_path / "none" / "out.pth"), "none/out.pth: No such file or directory."),
         ((source, folder), "Cannot write"),
+        ((source, tmp_path / "." / "same.pth"), "same.pth is the file to read; give another name"),
         ((tmp_path / "text.pkl", target), "text.pkl is damaged"),
         ((tmp_path / "cut.pkl", target), "cut.pkl is damaged or no pickle of weights."),
         ((tmp_path / "empty.safetensors", target), "empty.safetensors is damaged"),
@@ -223,28 +259,30 @@ def test_bad_files_are_told_in_one_sentence(tmp_path, convert):
     assert not target.exists() and not list(tmp_path.glob(".*"))
 
 
-def test_the_program_ends_with_one_line_for_code_in_a_file(tmp_path):
-    source = tmp_path / "evil.pkl"
+def test_the_program_ends_with_one_line_for_code_in_a_file(tmp_path, convert, monkeypatch, capsys):
+    source, target = tmp_path / "evil.pkl", tmp_path / "out.pth"
     source.write_bytes(pickle.dumps({"model": os.mkdir}))
-    done = run(source, tmp_path / "out.pth")
-    assert done.returncode == 1 and done.stdout == ""
-    assert done.stderr.startswith(f"convert_checkpoint.py: error: {source} holds more than tensors")
-    assert done.stderr.count("\n") == 1 and not (tmp_path / "out.pth").exists()
+    monkeypatch.setattr(sys, "argv", ["convert_checkpoint.py", str(source), str(target)])
+    with pytest.raises(SystemExit) as end:
+        sys.modules[convert.__module__].main()
+    output, errors = capsys.readouterr()
+    assert end.value.code == 1 and output == ""
+    assert errors.startswith(f"convert_checkpoint.py: error: {source} holds more than tensors")
+    assert errors.count("\n") == 1 and not target.exists()
 
 
 @pytest.mark.parametrize("name", ["out.safetensors", "out.pth"])
-def test_a_full_disk_leaves_the_old_file(tmp_path, name):
+def test_a_full_disk_leaves_the_old_file(tmp_path, name, convert):
     """A limit on the size of files stands for the disk."""
     source, target = tmp_path / "weights.pth", tmp_path / name
     torch.save({"model": {"a": torch.ones(500_000)}}, source)
     target.write_bytes(b"old")
-    limit = "import resource as r, signal as s; s.signal(s.SIGXFSZ, s.SIG_IGN); " + (
-        "r.setrlimit(r.RLIMIT_FSIZE, (100_000, 100_000)); "
-    )
-    code = f"{limit}import runpy, sys; sys.argv = ['x', {str(source)!r}, {str(target)!r}]; "
-    code += "runpy.run_path('tools/convert_checkpoint.py', run_name='__main__')"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 1
-    assert f"error: Cannot write {target}: File too large." in done.stderr
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+    try:
+        with pytest.raises(UserError, match=f"Cannot write {target}: File too large."):
+            convert(str(source), str(target))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert target.read_bytes() == b"old"
     assert sorted(path.name for path in tmp_path.iterdir()) == [name, "weights.pth"]

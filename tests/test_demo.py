@@ -3,10 +3,13 @@
 import importlib.util
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
+import cv2
 import numpy as np
 import pycocotools.mask
 import pytest
@@ -17,6 +20,8 @@ from panopticapi.utils import rgb2id
 from PIL import Image
 
 from aff_seg.data.shapes import write_dataset
+from aff_seg.errors import UserError
+from aff_seg.prediction.results import ResultWriter
 from aff_seg.prediction.video import VideoReader, VideoWriter
 from aff_seg.setup_cfg import load_cfg
 
@@ -162,13 +167,13 @@ def test_other_tasks(tmp_path, config, part, classes):
 
 
 def test_large_picture(tmp_path, weights):
-    image, output = save_scene(tmp_path / "large.jpg", (4000, 3000)), tmp_path / "out"
+    image, output = save_scene(tmp_path / "large.jpg", (2000, 1500)), tmp_path / "out"
     status = exit_status(
         arguments(weights, [image], output, opts=["TEST.DETECTIONS_PER_IMAGE", "5"])
     )
     assert status == 0
-    check_json(output / "large.json", image, (4000, 3000))
-    assert Image.open(output / "large_overlay.png").size == (4000, 3000)
+    check_json(output / "large.json", image, (2000, 1500))
+    assert Image.open(output / "large_overlay.png").size == (2000, 1500)
 
 
 def test_exif_orientation_gives_upright_results(tmp_path, weights):
@@ -233,6 +238,10 @@ def test_output_that_cannot_be_written_is_named(tmp_path, weights, capfd):
     for output in (image, image / "below"):
         line = error_line(capfd, arguments(weights, [image], output))
         assert f"Cannot write to --output {output}" in line
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "panoptic").touch()
+    line = error_line(capfd, arguments(weights, [image], tmp_path / "out", "--coco-panoptic"))
+    assert f"Cannot write to --output {tmp_path / 'out' / 'panoptic'}: File exists." in line
 
 
 def test_results_that_cannot_be_written_leave_nothing_behind(tmp_path, weights, capfd, monkeypatch):
@@ -262,6 +271,9 @@ def test_missing_config_and_weights_are_named(tmp_path, weights, capfd):
     assert "gone.pth does not exist" in error_line(capfd, argv)
     argv = arguments(weights, [tmp_path], tmp_path / "out", opts=["MODEL.AFF.ALPHAA", "1"])
     assert "did you mean MODEL.AFF.ALPHA?" in error_line(capfd, argv)
+    semantic = ["MODEL.MASK_FORMER.TEST.PANOPTIC_ON", "False"]
+    argv = arguments(weights, [tmp_path], tmp_path / "out", "--coco-panoptic", opts=semantic)
+    assert "--coco-panoptic needs panoptic results" in error_line(capfd, argv)
     assert not (tmp_path / "out").exists()
 
 
@@ -292,6 +304,12 @@ def test_figures_of_clusters_and_importance(tmp_path, weights):
     assert set(os.listdir(output)) == {"a.json", *(f"a_{kind}.png" for kind in pictures)}
     sizes = {Image.open(output / f"a_{kind}.png").size for kind in pictures - {"overlay"}}
     assert len(sizes) == 1 or min(min(size) for size in sizes) > 400
+
+
+def test_figures_are_of_aff(tmp_path):
+    model = SimpleNamespace(has_tokens=False, model=SimpleNamespace(backbone=torch.nn.Identity()))
+    with pytest.raises(UserError, match="figures of tokens with the backbone Identity"):
+        ResultWriter({"1": model}, str(tmp_path), figures=["tokens"])
 
 
 def test_two_models_side_by_side(tmp_path, weights):
@@ -365,10 +383,103 @@ def test_a_video_that_ends_early_is_named_and_kept(tmp_path, weights, capfd, mon
     (tmp_path / "bad.mp4").write_text("no video")
     assert exit_status(arguments(weights, [video, tmp_path / "bad.mp4"], output)) == 1
     err = capfd.readouterr().err
-    assert f"{video} ends after 3 of 8 frames" in err and "bad.mp4 cannot be opened" in err
+    assert f"{video} ends after 3 of 8 frames" in err and "bad.mp4 cannot be read" in err
     monkeypatch.setattr(VideoReader, "__init__", real)
     assert len(list(VideoReader(str(output / "drive_overlay.mp4")))) == 3
     assert len((output / "drive.jsonl").read_text().splitlines()) == 3
+
+
+def test_every_picture_of_videos(tmp_path, weights):
+    video, output = write_video(tmp_path / "drive.avi.mp4", 2), tmp_path / "out"
+    more = ["--tokens", "--blur", "--other-config-file", CONFIG, "--other-weights", weights]
+    assert exit_status(arguments(weights, [video], output, *more)) == 0
+    shown = {kind: output / f"drive.avi_{kind}.mp4" for kind in ("overlay", "strip", "tokens")}
+    assert set(os.listdir(output)) == {"drive.avi.jsonl", *(path.name for path in shown.values())}
+    assert all(len(list(VideoReader(str(path)))) == 2 for path in shown.values())
+
+
+def frames_until_interrupt(count):
+    """So many dark frames, and two after Ctrl-C."""
+    for number in range(count + 2):
+        if number == count:
+            os.kill(os.getpid(), signal.SIGINT)
+        yield np.full((48, 96, 3), 60, dtype=np.uint8)
+
+
+def test_ctrl_c_leaves_nothing_of_a_video(tmp_path, weights, monkeypatch, capfd):
+    video, output = write_video(tmp_path / "drive.mp4", 2), tmp_path / "out"
+    monkeypatch.setattr(VideoReader, "__iter__", lambda self: frames_until_interrupt(1))
+    assert exit_status(arguments(weights, [video], output)) == 130
+    assert os.listdir(output) == []
+    assert capfd.readouterr().err.splitlines()[-1] == "demo.py: interrupted"
+
+
+def test_ctrl_c_keeps_what_is_done(tmp_path, weights):
+    inputs = [save_scene(tmp_path / "a.png"), write_video(tmp_path / "b.mp4", 2)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(VideoReader, "__iter__", lambda self: frames_until_interrupt(1))
+        argv = arguments(weights, inputs, tmp_path / "out", "--coco-panoptic")
+        assert exit_status(argv) == 130
+    assert sorted(os.listdir(tmp_path / "out")) == ["a.json", "a_overlay.png", "panoptic"]
+    content = json.loads((tmp_path / "out" / "panoptic" / "panoptic.json").read_text())
+    assert [annotation["file_name"] for annotation in content["annotations"]] == ["a.png"]
+
+
+class Camera:
+    """Stands in for ``cv2.VideoCapture(0)``; Ctrl-C comes with its third frame."""
+
+    def __init__(self, source):
+        assert source == 0
+        self.frames = frames_until_interrupt(2)
+
+    def isOpened(self):  # noqa: N802
+        return True
+
+    def get(self, key):
+        return 200.0 if key == cv2.CAP_PROP_FPS else -1.0
+
+    def read(self):
+        return True, next(self.frames)
+
+    def release(self):
+        pass
+
+
+def test_a_camera_is_watched_until_ctrl_c(tmp_path, weights, monkeypatch, capfd):
+    argv = arguments(weights, [], tmp_path / "out")
+    argv[argv.index("--input")] = "--webcam"
+    real = cv2.VideoCapture
+    monkeypatch.setattr(cv2, "VideoCapture", lambda s: Camera(s) if s == 0 else real(s))
+    assert exit_status(argv) == 0
+    assert sorted(os.listdir(tmp_path / "out")) == ["camera_0.jsonl", "camera_0_overlay.mp4"]
+    assert "The results are in" in capfd.readouterr().out
+    lines = (tmp_path / "out" / "camera_0.jsonl").read_text().splitlines()
+    numbers = [json.loads(line)["frame"] for line in lines]
+    assert len(numbers) == 3 and numbers[0] == 0
+    # The model is slower than 200 frames a second: frames stay as long as they took.
+    assert VideoReader(str(tmp_path / "out" / "camera_0_overlay.mp4")).count > numbers[2] > 4
+
+
+def test_a_video_that_cannot_be_written_leaves_nothing(tmp_path, weights, monkeypatch, capfd):
+    video, output = write_video(tmp_path / "drive.mp4", 1), tmp_path / "out"
+    monkeypatch.setattr("aff_seg.prediction.video._frames", lambda path: 0)
+    assert exit_status(arguments(weights, [video], output)) == 1
+    assert "drive_overlay.mp4 whole; is there room on the disk?" in capfd.readouterr().err
+    assert os.listdir(output) == []
+
+
+def test_a_video_without_a_frame_leaves_nothing(tmp_path, weights, monkeypatch, capfd):
+    video, output = write_video(tmp_path / "drive.mp4", 1), tmp_path / "out"
+    frames = VideoReader.__iter__
+
+    def closed(self):
+        self._capture.release()
+        return frames(self)
+
+    monkeypatch.setattr(VideoReader, "__iter__", closed)
+    assert exit_status(arguments(weights, [video], output)) == 1
+    assert f"{video} has no frame that can be read." in capfd.readouterr().err
+    assert os.listdir(output) == []
 
 
 def test_results_in_cocos_form_are_those_of_the_evaluation(tmp_path, weights):
@@ -425,12 +536,23 @@ def test_results_in_cocos_form_score_as_in_evaluation(tmp_path):
     assert 100 * found["All"]["pq"] == pytest.approx(scores["panoptic_seg"]["PQ"], abs=1e-6)
 
 
+def test_a_camera_gives_no_pictures_for_coco(tmp_path, weights, capfd):
+    argv = arguments(weights, [], tmp_path / "out", "--coco-panoptic")
+    argv[argv.index("--input")] = "--webcam"
+    assert exit_status(argv) == 2
+    assert "leave it out with --webcam" in capfd.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("more", "sentence"),
     [
-        (["--confidence", "2"], "2 is not between 0 and 1"),
+        (["--confidence", "2"], "2 is not a number from 0 to 1"),
+        (["--confidence", "nan"], "nan is not a number from 0 to 1"),
+        (["--confidence", "half"], "half is not a number from 0 to 1"),
+        (["--tile", "0"], "0 is not a whole number from 32 on"),
         (["--other-weights", "x.pth"], "belong together"),
         (["--tile", "64", "--tokens"], "without --tile"),
+        (["--blur"], "--blur is for --tokens"),
     ],
 )
 def test_arguments_that_do_not_go_together(tmp_path, weights, capfd, more, sentence):

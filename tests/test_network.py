@@ -15,7 +15,8 @@ pytestmark = pytest.mark.skipif(
 @pytest.fixture
 def network(load_config, tiny_opts):
     torch.manual_seed(0)
-    cfg = load_config("quick/shapes_cityscapes_panoptic", *tiny_opts)
+    small = ("MODEL.MASK_FORMER.DEC_LAYERS", 2)
+    cfg = load_config("quick/shapes_cityscapes_panoptic", *tiny_opts, *small)
     return Network(build_model(cfg).eval())
 
 
@@ -50,7 +51,7 @@ def test_exported_network_gives_the_eager_result(network, images, tmp_path):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
 def test_compiled_network_gives_the_eager_result(network, images, backend):
     compiled = torch.compile(network, fullgraph=True, dynamic=False, backend=backend)
     assert_close(compiled(images), network(images))

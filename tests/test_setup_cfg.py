@@ -45,6 +45,13 @@ def test_cpu_is_announced_in_one_line(monkeypatch, caplog):
     assert caplog.messages == ["No GPU is visible: running on the CPU."]
 
 
+def test_a_gpu_beyond_those_visible_is_named(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert load_cfg(MINI, ["MODEL.DEVICE", "cuda:1"]).MODEL.DEVICE == "cuda:1"
+    assert error_of(MINI, ["MODEL.DEVICE", "cuda:2"]).endswith("the GPUs visible end at 1.")
+
+
 @pytest.mark.parametrize(
     ("wrong", "right"),
     [
@@ -115,6 +122,9 @@ def test_unknown_variant_lists_those_there_are():
         (["MODEL.AFF.CLUSTER_SIZE", "-3"], "CLUSTER_SIZE is -3, but must be at least 1"),
         (["MODEL.BACKBONE.NAME", "AutoFocusFormr"], "no such part; take AutoFocusFormer"),
         (["MODEL.META_ARCHITECTURE", "MaskFormr"], "no such part; take MaskFormer"),
+        (["INPUT.FORMAT", "RBG"], "'RBG', but the order of channels must be one of RGB, BGR"),
+        (["MODEL.DEVICE", "gpu"], "MODEL.DEVICE is 'gpu', but must be cpu, cuda, or cuda:"),
+        (["MODEL.DEVICE", "cuda:x"], "MODEL.DEVICE is 'cuda:x', but must be"),
     ],
 )
 def test_values_that_no_model_can_have(opts, message):

@@ -20,6 +20,8 @@ from aff_seg.setup_cfg import load_cfg
 
 PROGRAM = "analyze_model.py"
 GIGA, MEBI = 1e9, 2**20
+# What the model does itself, such as results from masks.
+OUTSIDE = "outside of these"
 
 
 def analyze_config(cfg: CfgNode, size: tuple[int, int]) -> Analysis:
@@ -64,7 +66,7 @@ def report(analysis: Analysis, *, depth: int) -> str:
     parts.append(
         f"Activations: {analysis.peak[''] / MEBI:.0f} MiB at most at a time, computed from the "
         "sizes of the tensors that live at once at inference, one image, without parameters, the "
-        "image and what a native operator holds while it runs."
+        "image and what an operation holds while it runs."
     )
     total = analysis.total_flops() / GIGA
     parts.append(f"total: {analysis.parameters['']} parameters, {total:.1f} GFLOPs")
@@ -79,6 +81,10 @@ def _modules(analysis: Analysis, depth: int) -> str:
             parameters, flops = analysis.parameters[name], analysis.total_flops(name)
             peak = f"{analysis.peak[name] / MEBI:.1f}" if name in analysis.peak else ""
             rows.append((name, parameters, f"{flops / GIGA:.3f}", peak))
+    top = [name for name in names if "." not in name] if depth else []
+    parameters = analysis.parameters[""] - sum(analysis.parameters[name] for name in top)
+    flops = analysis.total_flops() - sum(analysis.total_flops(name) for name in top)
+    rows.append((OUTSIDE, parameters, f"{flops / GIGA:.3f}", ""))
     headers = ("module", "parameters", "GFLOPs", "peak MiB")
     return _table(rows, headers)
 

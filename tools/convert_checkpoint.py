@@ -24,11 +24,17 @@ from torch import Tensor, nn
 
 from aff_seg.cli import plain_errors
 from aff_seg.engine.checkpoint import Match, compare
-from aff_seg.engine.checkpoint_file import atomic_open, check_weights_exist, read_checkpoint
+from aff_seg.engine.checkpoint_file import (
+    atomic_open,
+    check_weights_exist,
+    read_checkpoint,
+    system_error,
+)
 from aff_seg.engine.recognition import (
     BACKBONE,
     Kind,
     Recognised,
+    backbone_alone,
     names_of,
     recognise,
     segmentation_names,
@@ -51,7 +57,7 @@ FOLDERS = {
 }
 ANY_FOLDER = "cityscapes/panoptic"
 # Names shown of each kind of mismatch.
-SHOWN = 6
+SHOWN = 8
 
 
 @dataclass(frozen=True)
@@ -135,6 +141,8 @@ def convert(
     if not target.endswith(SUFFIXES):
         raise UserError(f"{target} must end in {' or '.join(SUFFIXES)}, which say what to write.")
     check_weights_exist(source)
+    if os.path.realpath(source) == os.path.realpath(target):
+        raise UserError(f"{target} is the file to read; give another name to write to.")
     checkpoint = read_checkpoint(source)
     weights, rest = checkpoint["model"], sorted(str(key) for key in checkpoint if key != "model")
     found = recognise(weights)
@@ -147,7 +155,9 @@ def convert(
     taken = {id(value) for value in kept.values()}
     if dropped := [name for name, value in weights.items() if id(value) not in taken]:
         print(f"Not of this model, left out: {_some(dropped)}")
-    if part == "backbone":
+    if part == "backbone" and model is None:
+        kept = backbone_alone(kept)
+    elif part == "backbone":
         kept = {name: value for name, value in kept.items() if name.startswith(BACKBONE)}
     if not kept:
         raise UserError(
@@ -157,13 +167,17 @@ def convert(
             else f"{source} has no weights at all; take another file."
         )
     if model is None:
-        print("No published model has these sizes: give --config-file to see what it covers.")
+        print("No published model to compare with: give --config-file to see what it covers.")
     else:
         match = compare(model.state_dict(), kept)
         _print_coverage(match, model)
         if config_file and not match.fits:
             raise UserError(f"{source} does not fit the model of {config_file}; nothing written.")
-    _write(target, {name: _stored(value, half) for name, value in kept.items()})
+    if half:
+        kept = {name: _half(name, value) for name, value in kept.items()}
+    # With memory of their own, as both formats want.
+    own = {"memory_format": torch.contiguous_format}
+    _write(target, {name: value.clone(**own) for name, value in kept.items()})
     print(f"{target}: {len(kept)} tensors, {os.path.getsize(target) / 1e6:.1f} MB")
 
 
@@ -178,19 +192,20 @@ def _container(checkpoint: dict) -> str:
 
 def _published_config(found: Recognised) -> str:
     """Config of the published model that a file is of, or empty."""
-    folder = FOLDERS.get(found.classes) if found.kind is Kind.SEGMENTATION else ANY_FOLDER
+    folder = ANY_FOLDER if found.kind in (Kind.CLASSIFICATION, Kind.BACKBONE) else None
+    if found.kind is Kind.SEGMENTATION:
+        folder = FOLDERS.get(found.classes)
     if found.variant is None or folder is None:
         return ""
     return str(CONFIGS / folder / f"aff_{found.variant}.yaml")
 
 
 def _model(config_file: str) -> nn.Module | None:
-    """The model of a config without memory for its weights; None without a config."""
+    """The model of a config, on the CPU; None without a config."""
     if not config_file:
         return None
     cfg = load_cfg(config_file)
-    with torch.device("meta"):
-        return META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)(cfg)
+    return META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)(cfg)
 
 
 def _print_coverage(match: Match, model: nn.Module) -> None:
@@ -202,11 +217,14 @@ def _print_coverage(match: Match, model: nn.Module) -> None:
     print("\n".join((coverage.table(), *coverage.mismatches())))
 
 
-def _stored(value: Tensor, half: bool) -> Tensor:
-    """A tensor with memory of its own."""
-    if half and value.dtype == torch.float32:
-        return value.half().contiguous()
-    return value.clone(memory_format=torch.contiguous_format)
+def _half(name: str, value: Tensor) -> Tensor:
+    """A tensor in 16 bits, if it is in 32."""
+    if value.dtype != torch.float32:
+        return value
+    half = value.half()
+    if not torch.equal(half.isinf(), value.isinf()):
+        raise UserError(f"{name} has numbers too large for 16 bits; leave --half out.")
+    return half
 
 
 def _write(target: str, weights: dict[str, Tensor]) -> None:
@@ -214,14 +232,14 @@ def _write(target: str, weights: dict[str, Tensor]) -> None:
     try:
         with atomic_open(target) as file:
             if target.endswith(".safetensors"):
-                file.write(safetensors.torch.save(weights))
+                file.write(safetensors.torch.save(weights, {"format": "pt"}))
             else:
                 torch.save({"model": weights}, file)
     except (OSError, RuntimeError) as error:
-        # PyTorch's writer hides the reason behind its own.
-        cause = error if isinstance(error, OSError) else error.__context__
-        reason = getattr(cause, "strerror", None) or str(error).splitlines()[0]
-        raise UserError(f"Cannot write {target}: {reason}.") from error
+        reason = system_error(error)
+        if reason is None:
+            raise
+        raise UserError(f"Cannot write {target}: {reason.strerror}.") from error
 
 
 def main() -> None:

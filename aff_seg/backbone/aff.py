@@ -4,6 +4,7 @@ Shape legend: B images, N tokens of a stage, C channels, (H, W) canvas of stride
 Source: arXiv 2304.12406.
 """
 
+import numbers
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -333,8 +334,8 @@ class AutoFocusFormer(Backbone):
 
 
 def _check_rate(rate: float) -> None:
-    if not 0 < rate <= 1:
-        raise UserError(f"ds_rate must be above 0 and at most 1, got {rate}")
+    if not isinstance(rate, numbers.Real) or not 0 < rate <= 1:
+        raise UserError(f"ds_rate must be above 0 and at most 1, got {rate!r}")
 
 
 def _init_linear(module: nn.Module) -> None:

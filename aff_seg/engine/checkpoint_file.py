@@ -5,7 +5,6 @@ import os
 import pickle
 import re
 import zipfile
-import zlib
 from collections.abc import Iterator
 from typing import IO, Any
 
@@ -20,8 +19,11 @@ from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
 from aff_seg.engine import plain_pickle
 from aff_seg.errors import UserError
 
-# Beginning of a file that torch.save wrote before it wrote archives.
+# Beginnings of an archive, such as torch.save writes, and of a file that it wrote before.
+ARCHIVE = b"PK"
 TORCH_LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
+# Where files keep weights, unless they hold nothing else.
+WEIGHTS_KEYS = ("model", "state_dict", "blobs")
 # End of the names of files that are being written.
 UNFINISHED = ".unfinished"
 
@@ -37,7 +39,8 @@ def is_intact(path: str) -> bool:
     try:
         with zipfile.ZipFile(path) as archive:
             return archive.testzip() is None
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError):
+    # Damage makes it raise errors of every kind.
+    except Exception:
         return False
 
 
@@ -50,16 +53,16 @@ def read_checkpoint(path: str) -> dict[str, Any]:
 
     Returns:
         The file's dictionary, where ``model`` maps names to tensors. A file that is such a map
-        itself is wrapped. Names of Caffe2 become those of Detectron2.
+        itself is wrapped; ``state_dict`` is a name for it too. Names of Caffe2 become those of
+        Detectron2.
 
     Raises:
         UserError: the file is damaged, or holds anything but tensors, arrays and plain values.
     """
     content = _read(path)
-    if isinstance(content, dict) and "model" not in content and "blobs" in content:
-        content = {"model": content["blobs"]}
-    checkpoint = content if isinstance(content, dict) and "model" in content else {"model": content}
-    weights = checkpoint["model"]
+    known = WEIGHTS_KEYS if isinstance(content, dict) else ()
+    key = next((key for key in known if key in content), None)
+    weights = content if key is None else content[key]
     if not isinstance(weights, dict) or not all(isinstance(name, str) for name in weights):
         raise UserError(f"{path} holds no map from parameter names to tensors.")
     weights = {name: _tensor(path, name, value) for name, value in weights.items()}
@@ -67,18 +70,21 @@ def read_checkpoint(path: str) -> dict[str, Any]:
         weights = _names_of_detectron2(weights)
     consume_prefix_in_state_dict_if_present(weights, "module.")
     # Detectron2 would match names by similarity where a file asks for it.
-    rest = {key: value for key, value in checkpoint.items() if key != "matching_heuristics"}
+    left_out = (key, "matching_heuristics")
+    rest = {} if key is None else {k: v for k, v in content.items() if k not in left_out}
     return {**rest, "model": weights}
 
 
 def _read(path: str) -> Any:
-    if path.endswith(".safetensors"):
-        return _read_safetensors(path)
     try:
         with open(path, "rb") as file:
             start = file.read(len(TORCH_LEGACY))
     except OSError as error:
         raise UserError(f"Cannot read {path}: {error.strerror}.") from error
+    if path.endswith(".safetensors"):
+        return _read_safetensors(path)
+    if start.startswith(ARCHIVE) and not is_intact(path):
+        raise UserError(f"{path} is damaged, cut short or changed; get it again.")
     plain = start.startswith(b"\x80") and start != TORCH_LEGACY
     return _read_pickle(path) if plain else _read_torch(path)
 
@@ -120,8 +126,6 @@ def _read_pickle(path: str) -> Any:
 
 
 def _read_torch(path: str) -> Any:
-    if zipfile.is_zipfile(path) and not is_intact(path):
-        raise UserError(f"{path} is damaged: its checksums are wrong.")
     try:
         with torch.serialization.safe_globals(plain_pickle.NUMPY_GLOBALS):
             return torch.load(path, map_location="cpu", weights_only=True)
@@ -134,8 +138,8 @@ def _read_torch(path: str) -> Any:
             ) from error
         load = f"torch.load({path!r}, weights_only=False)"
         raise _more_than_tensors(path, name.group(1), load) from error
-    # What torch.load raises for files cut short or of another kind.
-    except (RuntimeError, KeyError, EOFError, ValueError, IndexError, TypeError) as error:
+    # Files cut short, damaged or of another kind make it raise errors of every kind.
+    except Exception as error:
         raise UserError(f"{path} is damaged or no file of torch.save.") from error
 
 
@@ -143,9 +147,9 @@ def _more_than_tensors(path: str, name: str, load: str) -> UserError:
     """Says how to get at the weights of a file that calls for ``name``, by way of ``load``."""
     return UserError(
         f"{path} holds more than tensors ({name}) and was not loaded, because that can run code; "
-        "if you trust where it comes from, save its weights alone with "
-        f"python -c \"import pickle, torch; torch.save({load}['model'], 'weights.pth')\" and take "
-        "weights.pth."
+        f'if you trust where it comes from, save its weights alone with python -c "import pickle, '
+        f"torch; c = {load}; torch.save({{k: c[k] for k in c if k in {WEIGHTS_KEYS}}}, "
+        "'weights.pth')\" and take weights.pth."
     )
 
 
@@ -176,13 +180,18 @@ def write_checkpoint(path: str, content: dict[str, Any]) -> None:
         with atomic_open(path) as file:
             torch.save(content, file)
     except (OSError, RuntimeError) as error:
-        # torch raises an error of its own on top of the system's.
-        reason = error if isinstance(error, OSError) else error.__context__
-        if not isinstance(reason, OSError):
+        reason = system_error(error)
+        if reason is None:
             raise
         raise UserError(
             f"Cannot write checkpoint {path}: {reason.strerror}; make room and go on with --resume."
         ) from error
+
+
+def system_error(error: Exception) -> OSError | None:
+    """The system's error in one of writing, which torch hides behind its own; None if none is."""
+    reason = error if isinstance(error, OSError) else error.__context__
+    return reason if isinstance(reason, OSError) else None
 
 
 def remove_unfinished(folder: str) -> None:

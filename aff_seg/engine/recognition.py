@@ -11,6 +11,8 @@ from detectron2.modeling import Backbone
 from torch import Tensor, nn
 
 BACKBONE, HEAD = "backbone.", "sem_seg_head."
+# What AFF's names begin with: in a file of it alone, in a segmentation model, in one of Detectron2.
+_PREFIXES = ("", BACKBONE, f"{BACKBONE}bottom_up.")
 # Names that only AFF has, and the classifier of a classification file.
 _EMBEDDING, _IMPORTANCE = "patch_embed.proj1.weight", "layers.0.prob_net.weight"
 _CLASSIFIER = ("norm.", "head.")
@@ -31,6 +33,8 @@ class Kind(enum.Enum):
     CLASSIFICATION = "AFF classification file"
     BACKBONE = "AFF backbone"
     SEGMENTATION = "AFF segmentation file"
+    DETECTRON2 = "model of Detectron2 with AFF"
+    OTHER_BACKBONE = "segmentation file with another backbone"
     OTHER = "file of another model"
 
 
@@ -52,7 +56,7 @@ class Recognised:
 
     def __str__(self) -> str:
         parts = [self.kind.value]
-        if self.kind is not Kind.OTHER:
+        if self.kind not in (Kind.OTHER, Kind.OTHER_BACKBONE):
             parts.append(f"AFF-{self.variant.capitalize()}" if self.variant else "sizes of its own")
         if self.classes is not None:
             parts.append(f"{self.classes} classes")
@@ -63,44 +67,51 @@ class Recognised:
 
 def recognise(weights: dict[str, Tensor]) -> Recognised:
     """Tell what weights are of, by names and shapes."""
-    if {_EMBEDDING, _IMPORTANCE} <= set(weights):
-        head = weights.get("head.weight")
-        classes = None if head is None else len(head)
-        return Recognised(Kind.CLASSIFICATION, _variant(weights, ""), classes)
-    if not {BACKBONE + _EMBEDDING, BACKBONE + _IMPORTANCE} <= set(weights):
+    prefix = _prefix(weights)
+    variant = None if prefix is None else _variant(weights, prefix)
+    if _QUERIES in weights:
+        kind = Kind.OTHER_BACKBONE if prefix is None else Kind.SEGMENTATION
+        rows = _rows(weights, _CLASSES)
+        classes = None if rows is None else rows - 1  # without "no object"
+        return Recognised(kind, variant, classes, _rows(weights, _QUERIES))
+    if prefix is None:
         return Recognised(Kind.OTHER)
-    variant = _variant(weights, BACKBONE)
-    if all(name.startswith(BACKBONE) for name in weights):
-        return Recognised(Kind.BACKBONE, variant)
-    classes, queries = weights.get(_CLASSES), weights.get(_QUERIES)
-    return Recognised(
-        Kind.SEGMENTATION,
-        variant,
-        None if classes is None else len(classes) - 1,
-        None if queries is None else len(queries),
-    )
+    if prefix == "" and any(name.startswith(_CLASSIFIER) for name in weights):
+        return Recognised(Kind.CLASSIFICATION, variant, _rows(weights, "head.weight"))
+    alone = all(name.startswith(prefix) for name in weights)
+    return Recognised(Kind.BACKBONE if alone else Kind.DETECTRON2, variant)
+
+
+def _prefix(weights: dict[str, Tensor]) -> str | None:
+    """What AFF's names begin with; None if they are not there."""
+    for prefix in _PREFIXES:
+        if {prefix + _EMBEDDING, prefix + _IMPORTANCE} <= set(weights):
+            return prefix
+    return None
 
 
 def _variant(weights: dict[str, Tensor], prefix: str) -> str | None:
-    norms = [weights.get(f"{prefix}layers.{i}.blocks.0.norm1.weight") for i in range(4)]
-    return VARIANTS.get(tuple(0 if norm is None else len(norm) for norm in norms))
+    names = [f"{prefix}layers.{i}.blocks.0.norm1.weight" for i in range(4)]
+    return VARIANTS.get(tuple(_rows(weights, name) for name in names))
+
+
+def _rows(weights: dict[str, Tensor], name: str) -> int | None:
+    """First size of a weight; None where it is not there or a single number."""
+    return weights[name].shape[0] if name in weights and weights[name].dim() else None
 
 
 def segmentation_names(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     """Weights under the names of a segmentation model; a classifier is left out."""
-    if recognise(weights).kind is not Kind.CLASSIFICATION:
-        return weights
-    return {
-        BACKBONE + name: value
-        for name, value in weights.items()
-        if not name.startswith(_CLASSIFIER)
-    }
+    return backbone_alone(weights) if _prefix(weights) == "" else weights
 
 
 def backbone_alone(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     """Only the weights of the backbone, under the names of a segmentation model."""
-    named = segmentation_names(weights)
-    return {name: value for name, value in named.items() if name.startswith(BACKBONE)}
+    prefix = _prefix(weights)
+    if prefix is None:
+        return {name: value for name, value in weights.items() if name.startswith(BACKBONE)}
+    named = {n.removeprefix(prefix): w for n, w in weights.items() if n.startswith(prefix)}
+    return {BACKBONE + n: w for n, w in named.items() if not n.startswith(_CLASSIFIER)}
 
 
 def names_of(model: nn.Module, weights: dict[str, Tensor]) -> dict[str, Tensor]:

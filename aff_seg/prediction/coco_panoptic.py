@@ -8,6 +8,7 @@ from detectron2.data import Metadata
 from panopticapi.utils import id2rgb
 from PIL import Image
 
+from aff_seg.data.loaders import entries, read_json
 from aff_seg.data.metadata import class_attribute
 from aff_seg.engine.checkpoint_file import atomic_open
 from aff_seg.errors import UserError
@@ -19,19 +20,23 @@ JSON_NAME = "panoptic.json"
 class CocoPanopticWriter:
     """Collects results that COCO's panoptic evaluation can read.
 
-    Categories have the ids of the dataset. Images have the ids that the three datasets give
-    them: the name of the file without suffix, for Cityscapes without ``_leftImg8bit``, a number
-    where it is one.
+    Categories have the ids of the dataset. Images have the ids of the dataset's annotation file
+    where that is there and lists them, by their path below its folder of images or by their name
+    alone; else those that COCO, ADE20K and Cityscapes give: the name of the file without suffix,
+    for Cityscapes without ``_leftImg8bit``, a number where it is one.
 
     Args:
         folder: gets a PNG for each image and ``panoptic.json``, whose ``annotations`` name them.
         metadata: of the dataset.
+
+    Raises:
+        UserError: the dataset's annotation file is damaged.
     """
 
     def __init__(self, folder: str, metadata: Metadata):
         self._folder = folder
         self._metadata = metadata
-        self._images: list[dict] = []
+        self._images: dict[str | int, dict] = {}
         self._annotations: list[dict] = []
         self._id_of = {
             index: category_id
@@ -40,6 +45,7 @@ class CocoPanopticWriter:
                 f"{group}_dataset_id_to_contiguous_id", {}
             ).items()
         }
+        self._image_ids = _known_image_ids(metadata)
 
     def add(self, path: str, name: str, segmentation: Segmentation) -> None:
         """Write the PNG of an image.
@@ -50,21 +56,27 @@ class CocoPanopticWriter:
             segmentation: with a panoptic map.
 
         Raises:
-            UserError: there is no panoptic map.
+            UserError: another image has the same id.
         """
         if segmentation.segments is None:
+            raise ValueError("the segmentation has no panoptic map")
+        image_id = self._image_id(path)
+        if image_id in self._images:
             raise UserError(
-                "The model gives no panoptic result to write in COCO's form; set "
-                "MODEL.MASK_FORMER.TEST.PANOPTIC_ON True."
+                f"{path} is not in {JSON_NAME}, where another image has its id {image_id}; write "
+                "it to another folder."
             )
-        image_id = _image_id(path)
         with atomic_open(os.path.join(self._folder, f"{name}.png")) as file:
             Image.fromarray(id2rgb(segmentation.panoptic)).save(file, format="PNG")
-        areas = np.bincount(segmentation.panoptic.ravel())
+        numbers = [segment["id"] for segment in segmentation.segments]
+        areas = np.bincount(segmentation.panoptic.ravel(), minlength=1 + max(numbers, default=0))
         height, width = segmentation.size
-        self._images.append(
-            {"id": image_id, "file_name": os.path.basename(path), "height": height, "width": width}
-        )
+        self._images[image_id] = {
+            "id": image_id,
+            "file_name": os.path.basename(path),
+            "height": height,
+            "width": width,
+        }
         self._annotations.append(
             {
                 "image_id": image_id,
@@ -73,10 +85,11 @@ class CocoPanopticWriter:
                     {
                         "id": segment["id"],
                         "category_id": self._dataset_id(segment["category_id"]),
-                        "area": int(areas[segment["id"]]) if segment["id"] < len(areas) else 0,
+                        "area": int(areas[segment["id"]]),
                         "iscrowd": 0,
                     }
                     for segment in segmentation.segments
+                    if areas[segment["id"]]
                 ],
             }
         )
@@ -94,7 +107,7 @@ class CocoPanopticWriter:
                 {"id": category_id, "name": name or f"class {index}", "isthing": int(is_thing)}
             )
         content = {
-            "images": self._images,
+            "images": list(self._images.values()),
             "annotations": self._annotations,
             "categories": categories,
         }
@@ -104,7 +117,20 @@ class CocoPanopticWriter:
     def _dataset_id(self, category_id: int) -> int:
         return self._id_of.get(category_id, category_id)
 
+    def _image_id(self, path: str) -> str | int:
+        below = os.path.relpath(path, self._metadata.get("image_root", "."))
+        name = os.path.basename(path)
+        for known in (below, name):
+            if known in self._image_ids:
+                return self._image_ids[known]
+        stem = os.path.splitext(name)[0].removesuffix("_leftImg8bit")
+        return int(stem) if stem.isdecimal() else stem
 
-def _image_id(path: str) -> str | int:
-    stem = os.path.splitext(os.path.basename(path))[0].removesuffix("_leftImg8bit")
-    return int(stem) if stem.isdecimal() else stem
+
+def _known_image_ids(metadata: Metadata) -> dict[str, str | int]:
+    """Ids of a dataset's images by ``file_name``, as far as its annotation file is there."""
+    path = metadata.get("panoptic_json", "")
+    if not os.path.isfile(path):
+        return {}
+    images = entries(read_json(path, "images"), "images", path, "id", "file_name")
+    return {image["file_name"]: image["id"] for image in images}

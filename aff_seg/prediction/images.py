@@ -13,7 +13,7 @@ SUFFIXES = (
     *(".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm"),
     *(".tif", ".tiff", ".webp"),
 )
-# What Pillow raises for damaged files of these formats.
+# What Pillow raises for damaged files of these formats, and _to_rgb for pixels without meaning.
 _DAMAGED = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 
 
@@ -38,17 +38,33 @@ def read_image(path: str) -> np.ndarray:
             warnings.simplefilter("ignore")  # about damaged EXIF and large pictures
             with Image.open(path, formats=FORMATS) as image:
                 image.load()
-                return rgb_array(image)
+                return _rgb(image)
     except UnidentifiedImageError as error:
         raise UserError(f"{path} {_why_unidentified(path)}.") from error
     except _DAMAGED as error:
-        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
-        raise UserError(f"{path} cannot be read as an image: {reason.rstrip('.')}.") from error
+        raise _unreadable(path, error) from error
 
 
-def rgb_array(image: Image.Image) -> np.ndarray:
-    """The pixels of a PIL image, upright, ``(H, W, 3)`` uint8, RGB; see :func:`read_image`."""
+def rgb_array(image: Image.Image, name: str = "The PIL image") -> np.ndarray:
+    """The pixels of a PIL image as of a file, see :func:`read_image`.
+
+    Args:
+        image: of any mode; its file, where it has one, may still be unread.
+        name: what errors call it.
+    """
+    try:
+        return _rgb(image)
+    except _DAMAGED as error:
+        raise _unreadable(name, error) from error
+
+
+def _rgb(image: Image.Image) -> np.ndarray:
     return np.array(_to_rgb(_upright(image)))
+
+
+def _unreadable(name: str, error: Exception) -> UserError:
+    reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+    return UserError(f"{name} cannot be read as an image: {reason.rstrip('.')}.")
 
 
 def _why_unidentified(path: str) -> str:
@@ -65,6 +81,8 @@ def _upright(image: Image.Image) -> Image.Image:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
+    if 0 in image.size:
+        raise ValueError(f"it has {image.width} x {image.height} pixels")
     if image.mode == "F":
         raise ValueError("its pixels are floating point numbers, of which white is not known")
     if image.mode.startswith("I"):

@@ -16,7 +16,8 @@ def find_pictures(inputs: Sequence[str]) -> tuple[list[str], list[str]]:
     Args:
         inputs: each a file, taken whatever its suffix; a folder, of which images and videos are
             taken, without those of its subfolders; or a glob pattern, ``**`` included, whose
-            matches are treated as if they were given one by one.
+            matches are treated as if they were given one by one, without folders that hold
+            nothing of the kind.
 
     Returns:
         paths, each once, in the order given, those of a folder or pattern sorted; and one
@@ -25,29 +26,33 @@ def find_pictures(inputs: Sequence[str]) -> tuple[list[str], list[str]]:
     paths: dict[str, str] = {}
     problems = []
     for name in inputs:
-        matches = [name] if os.path.lexists(name) else sorted(glob.glob(name, recursive=True))
-        if not matches:
-            problems.append(f"{name} does not exist, and no file matches it as a pattern.")
-        for match in matches:
+        is_pattern = not os.path.lexists(name)
+        found, refused = [], []
+        for match in sorted(glob.glob(name, recursive=True)) if is_pattern else [name]:
             try:
-                found = _pictures_of(match) if os.path.isdir(match) else [match]
+                found += _pictures_of(match) if os.path.isdir(match) else [match]
             except OSError as error:
-                problems.append(f"{match} cannot be read: {error.strerror}.")
-                continue
-            if not found:
-                problems.append(
-                    f"{match} is a folder without images or videos ({', '.join(SUFFIXES)}); to "
-                    f"look into its subfolders give '{os.path.join(match, '**', '*.png')}'."
-                )
-            for path in found:
-                paths.setdefault(os.path.abspath(path), path)
+                refused.append(f"{match} cannot be read: {error.strerror}.")
+        if not found and not refused:
+            refused.append(_why_nothing(name, is_pattern))
+        problems += refused
+        for path in found:
+            paths.setdefault(os.path.abspath(path), path)
     return list(paths.values()), problems
+
+
+def _why_nothing(name: str, is_pattern: bool) -> str:
+    if is_pattern:
+        return f"{name} does not exist, and no image or video matches it as a pattern."
+    below = os.path.join(name, "**", "*.png")
+    return f"{name} is a folder without images or videos; give '{below}' to look deeper."
 
 
 def _pictures_of(folder: str) -> list[str]:
     names = sorted(os.listdir(folder))
     names = [n for n in names if n.lower().endswith(SUFFIXES) and not n.startswith(".")]
-    return [os.path.join(folder, n) for n in names]
+    paths = [os.path.join(folder, n) for n in names]
+    return [path for path in paths if not os.path.isdir(path)]
 
 
 def is_video(path: str) -> bool:

@@ -10,6 +10,7 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+import torch
 from detectron2.structures import Instances
 from torch import Tensor
 
@@ -142,7 +143,7 @@ class Segmentation:
 
     @cached_property
     def semantic(self) -> np.ndarray | None:
-        """Class of each pixel, ``(H, W)`` int32."""
+        """Class of each pixel, ``(H, W)`` int32, -1 where none is sure enough."""
         return None if self.labels is None else resize_nearest(self.labels, self.size)
 
     @property
@@ -157,15 +158,19 @@ class Segmentation:
 
     @property
     def boxes(self) -> np.ndarray | None:
-        """Boxes of the instances, ``(n, 4)`` float32: left, top, right, bottom in pixels."""
+        """Boxes of the instances, ``(n, 4)`` float32: left, top, right, bottom in pixels.
+
+        They fit the masks tightly, the latter two edges exclusive.
+        """
         if self.found is None:
             return None
-        boxes = np.array([one.mask.box for one in self.found], dtype=np.float32).reshape(-1, 4)
-        scales = [
-            [self.size[1] / one.mask.size[1], self.size[0] / one.mask.size[0]] * 2
-            for one in self.found
-        ]
-        return boxes * np.array(scales, dtype=np.float32).reshape(-1, 4)
+        boxes = np.zeros((len(self.found), 4), dtype=np.float32)
+        for box, one in zip(boxes, self.found, strict=True):
+            for axis, (target, source) in enumerate(zip(self.size, one.mask.size, strict=True)):
+                # (top, bottom), then (left, right): where the pixels of the mask are shown.
+                edges = one.mask.box[1 - axis :: 2]
+                box[1 - axis :: 2] = np.searchsorted(nearest(target, source), edges)
+        return boxes
 
     @property
     def classes(self) -> np.ndarray | None:
@@ -183,6 +188,8 @@ class Segmentation:
 
     def at_least(self, score: float) -> "Segmentation":
         """The same without the instances of lower scores."""
+        if self.found is None:
+            return self
         return replace(self, found=[one for one in self.found if one.score >= score])
 
     def panoptic_segments(self) -> Iterator[Segment]:
@@ -200,16 +207,20 @@ class Segmentation:
 
     def semantic_segments(self) -> Iterator[Segment]:
         """Each class that has a pixel."""
-        for category_id in np.unique(self.labels).tolist():
+        classes = np.unique(self.labels)
+        for category_id in classes[classes >= 0].tolist():
             yield Segment(self.semantic == category_id, category_id, False)
 
 
-def segmentation_of(output: dict[str, Any], size: Size, **rest: Any) -> Segmentation:
+def segmentation_of(
+    output: dict[str, Any], size: Size, *, least: float = 0.0, **rest: Any
+) -> Segmentation:
     """Take over what a model gives for one image.
 
     Args:
         output: ``sem_seg``, ``panoptic_seg`` and ``instances``, as far as there are.
         size: (H, W) of the image.
+        least: score of an instance, and of the class of a pixel, below which it is left out.
         rest: other attributes of :class:`Segmentation`.
     """
     ids = segments = labels = found = None
@@ -217,20 +228,27 @@ def segmentation_of(output: dict[str, Any], size: Size, **rest: Any) -> Segmenta
         ids, segments = output["panoptic_seg"]
         ids = ids.cpu().numpy()
     if "sem_seg" in output:
-        labels = class_map(output["sem_seg"])
+        labels = class_map(output["sem_seg"], least)
     if "instances" in output:
-        found = pack_instances(output["instances"])
+        found = pack_instances(output["instances"], least)
     return Segmentation(size, ids, segments, labels, found, **rest)
 
 
-def class_map(scores: Tensor) -> np.ndarray:
-    """The best class of each pixel, ``(h, w)`` int32, from ``(K, h, w)`` scores."""
-    return scores.argmax(0).int().cpu().numpy()
+def class_map(scores: Tensor, least: float = 0.0) -> np.ndarray:
+    """The best class of each pixel, ``(h, w)`` int32, from ``(K, h, w)`` scores.
+
+    It is -1 where its score is lower than ``least``. Scores are sums over queries, and some exceed
+    1 by a little.
+    """
+    highest, labels = scores.max(0)
+    return torch.where(highest < least, -1, labels).int().cpu().numpy()
 
 
-def pack_instances(instances: Instances) -> list[Found]:
-    """Detectron2's instances, best first."""
-    instances = instances[instances.scores.argsort(descending=True, stable=True)].to("cpu")
+def pack_instances(instances: Instances, least: float = 0.0) -> list[Found]:
+    """Detectron2's instances with a score of at least ``least``, best first."""
+    order = instances.scores.argsort(descending=True, stable=True)
+    order = order[instances.scores[order].double() >= least]
+    instances = instances[order].to("cpu")
     return [
         Found(PackedMask.of(mask), score, category_id)
         for mask, score, category_id in zip(

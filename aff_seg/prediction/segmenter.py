@@ -1,5 +1,6 @@
 """A trained model for pictures of any size and form."""
 
+import numbers
 import os
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -21,11 +22,14 @@ from aff_seg.prediction.segmentation import Segmentation, Size, segmentation_of
 from aff_seg.prediction.segments import segments_to_json
 from aff_seg.prediction.tiles import TileGrid, TileMerger
 from aff_seg.setup_cfg import find_config, load_cfg
-from aff_seg.visualization.overlay import draw_segments
+from aff_seg.visualization.overlay import MIN_SCORE, draw_segments
+from aff_seg.visualization.token_figure import FIGURES
 
 # A result has at most this many pixels, those of a Cityscapes image: every query has a mask of
 # this size in memory. Bigger images get a smaller result.
 MAX_RESULT_PIXELS = 1024 * 2048
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 Picture: TypeAlias = np.ndarray | Image.Image | str | os.PathLike
 
@@ -43,13 +47,10 @@ class Segmenter:
         model: in evaluation mode.
         metadata: names and colours of the classes, those of the first test dataset; empty where
             the config has no dataset.
-        confidence: least probability of a panoptic segment's class, and least score of an
-            instance; None for the model's own threshold and for all instances.
-        batch: most images that pass through the model together.
 
     Raises:
-        UserError: the model is not MaskFormer, or its weights are missing, damaged, or of another
-            model.
+        UserError: the model is not MaskFormer, its weights are missing, damaged, or of another
+            model, or the device cannot compute in ``dtype``.
     """
 
     def __init__(self, cfg: CfgNode, *, dtype: torch.dtype = torch.float32):
@@ -59,23 +60,25 @@ class Segmenter:
                 f"MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE} is not shown here, only "
                 "MaskFormer is; take Detectron2's DefaultPredictor and Visualizer."
             )
+        _check_dtype(dtype, self.model.device)
         Checkpointer(self.model).load(cfg.MODEL.WEIGHTS)
         datasets = (*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN)
         self.metadata = MetadataCatalog.get(datasets[0]) if datasets else Metadata()
-        self.confidence: float | None = None
+        self.confidence = None
         self.batch = 4
         self._dtype = dtype
         self._own_threshold = self.model.object_threshold
+        self._own_keep = cfg.MODEL.AFF.DS_RATE
         self._min_size, self._max_size = cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST
         self._channels_reversed = cfg.INPUT.FORMAT == "BGR"
 
     @classmethod
     def from_config(
         cls,
-        config: str,
-        weights: str,
+        config: str | os.PathLike,
+        weights: str | os.PathLike,
         *,
-        device: str | None = None,
+        device: str | torch.device | None = None,
         dtype: torch.dtype = torch.float32,
         opts: Sequence[Any] = (),
     ) -> "Segmenter":
@@ -88,17 +91,58 @@ class Segmenter:
             device: such as ``"cuda:1"`` or ``"cpu"``; by default a GPU where there is one.
             dtype: see the class.
             opts: further keys and values, one after the other.
+
+        Raises:
+            UserError: there is no such config, no GPU where one is asked for, or see the class.
         """
-        opts = [*opts, "MODEL.WEIGHTS", str(weights)]
-        if device is not None:
-            opts += ["MODEL.DEVICE", device]
-        return cls(load_cfg(find_config(config), opts), dtype=dtype)
+        if not weights:
+            raise UserError("weights names no file; give the checkpoint of the model.")
+        asked = [] if device is None else ["MODEL.DEVICE", str(device)]
+        cfg = load_cfg(find_config(config), [*opts, *asked])
+        if asked and cfg.MODEL.DEVICE != asked[1]:
+            raise UserError(
+                f"device is {asked[1]!r}, but no GPU is visible; give 'cpu' or leave it out."
+            )
+        cfg.MODEL.WEIGHTS = os.fspath(weights)
+        return cls(cfg, dtype=dtype)
+
+    @property
+    def confidence(self) -> float | None:
+        """Least probability of a panoptic segment, least score of an instance and of a pixel.
+
+        These are the probability and scores of their classes. None for the model's own threshold,
+        all instances and all pixels.
+        """
+        return self._confidence
+
+    @confidence.setter
+    def confidence(self, least: float | None) -> None:
+        if least is not None and not (isinstance(least, numbers.Real) and 0 <= least <= 1):
+            raise UserError(f"confidence is {least!r}, but must be from 0 to 1, or None.")
+        self._confidence = least
+
+    @property
+    def batch(self) -> int:
+        """Most images that pass through the model together."""
+        return self._batch
+
+    @batch.setter
+    def batch(self, most: int) -> None:
+        if not isinstance(most, numbers.Integral) or most < 1:
+            raise UserError(f"batch is {most!r}, but must be a whole number of at least 1.")
+        self._batch = most
+
+    @property
+    def has_tokens(self) -> bool:
+        """Whether the backbone is AFF, which keeps some tokens and not others."""
+        return isinstance(self.model.backbone, AutoFocusFormer)
 
     @property
     def keep(self) -> float:
         """Share of the tokens that each downsampling of AFF keeps, above 0 and at most 1.
 
-        It may be set: less than in the training is faster, more can be more accurate.
+        It may be set: less than in the training is faster, more can be more accurate. None sets
+        the share of the config again.
 
         Raises:
             UserError: the backbone is not AFF, or the share is impossible.
@@ -106,15 +150,15 @@ class Segmenter:
         return self._aff.ds_rate
 
     @keep.setter
-    def keep(self, share: float) -> None:
-        self._aff.ds_rate = share
+    def keep(self, share: float | None) -> None:
+        self._aff.ds_rate = self._own_keep if share is None else share
 
     @property
     def _aff(self) -> AutoFocusFormer:
-        backbone = self.model.backbone
-        if not isinstance(backbone, AutoFocusFormer):
-            raise UserError(f"{type(backbone).__name__} keeps all its cells; only AFF has tokens.")
-        return backbone
+        if not self.has_tokens:
+            name = type(self.model.backbone).__name__
+            raise UserError(f"{name} keeps all its cells; only AFF has tokens.")
+        return self.model.backbone
 
     def __call__(
         self,
@@ -143,8 +187,13 @@ class Segmenter:
         """
         if tokens and tile is not None:
             raise UserError("tokens=True is for whole images; leave out tile.")
+        if overlap is not None and tile is None:
+            raise UserError("overlap is that of tiles; give tile, too.")
         if isinstance(image, list | tuple):
-            pictures = [_pixels(one) for one in image]
+            pictures = [
+                _pixels(one, f"Image {number} of {len(image)}")
+                for number, one in enumerate(image, start=1)
+            ]
             if tile is not None:
                 return [self._tiled(picture, tile, overlap) for picture in pictures]
             return self._whole(pictures, tokens)
@@ -152,15 +201,46 @@ class Segmenter:
             return self._tiled(_pixels(image), tile, overlap)
         return self._whole([_pixels(image)], tokens)[0]
 
-    def draw(self, image: Picture, segmentation: Segmentation | None = None) -> np.ndarray:
-        """Lay the segments over the image, see :func:`aff_seg.visualization.overlay.draw_segments`.
+    def draw(
+        self,
+        image: Picture,
+        segmentation: Segmentation | None = None,
+        *,
+        kind: str = "overlay",
+        blurred: bool = False,
+    ) -> np.ndarray:
+        """Draw what was found in an image, or where the model looked.
 
         Args:
             image: as in a call.
-            segmentation: of this image; by default it is segmented now.
+            segmentation: of this image, for the other kinds with tokens; by default the image
+                is segmented now.
+            kind: ``"overlay"``, the segments over the image, see
+                :func:`aff_seg.visualization.overlay.draw_segments`; or ``"tokens"``,
+                ``"clusters"`` or ``"importance"``, see :mod:`aff_seg.visualization.token_figure`.
+            blurred: lay these three over a blurred image.
+
+        Returns:
+            ``(H', W', 3)`` uint8, RGB.
+
+        Raises:
+            UserError: there is no such kind, the segmentation is of an image of another size, or
+                it lacks the tokens that are to be drawn.
         """
+        if kind != "overlay" and kind not in FIGURES:
+            raise UserError(f"kind is {kind!r}, but must be overlay, {', '.join(FIGURES)}.")
         pixels = _pixels(image)
-        return draw_segments(pixels, segmentation or self(pixels), self.metadata)
+        if segmentation is None:
+            segmentation = self(pixels, tokens=kind != "overlay")
+        if segmentation.size != pixels.shape[:2]:
+            raise UserError(
+                f"The segmentation is of an image of (height, width) {segmentation.size}, but the "
+                f"image has {pixels.shape[:2]}; give those that belong together."
+            )
+        if kind != "overlay":
+            return FIGURES[kind](pixels, segmentation, blurred=blurred)
+        least = MIN_SCORE if self.confidence is None else self.confidence
+        return draw_segments(pixels, segmentation, self.metadata, least=least)
 
     def to_json(self, segmentation: Segmentation) -> dict[str, Any]:
         """Plain values, see :func:`aff_seg.prediction.segments.segments_to_json`."""
@@ -174,12 +254,12 @@ class Segmenter:
         for input_size, places in alike.items():
             for first in range(0, len(places), self.batch):
                 part = places[first : first + self.batch]
-                found = self._batch([pictures[place] for place in part], input_size, tokens)
+                found = self._together([pictures[place] for place in part], input_size, tokens)
                 for place, segmentation in zip(part, found, strict=True):
                     results[place] = segmentation
         return results
 
-    def _batch(
+    def _together(
         self, pictures: Sequence[np.ndarray], input_size: Size, tokens: bool
     ) -> Iterator[Segmentation]:
         """Results of pictures that are scaled to one size."""
@@ -204,15 +284,15 @@ class Segmenter:
                 rest["cluster_size"] = {
                     level: points.cluster_size for level, points in levels.items()
                 }
-            yield self._confident(segmentation_of(output, picture.shape[:2], **rest))
+            yield self._result(output, picture.shape[:2], **rest)
 
     def _tiled(self, picture: np.ndarray, tile: int, overlap: int | None) -> Segmentation:
-        grid = TileGrid(picture.shape[:2], tile, tile // 4 if overlap is None else overlap)
+        grid = TileGrid(picture.shape[:2], tile, overlap)
         merger = TileMerger(grid)
         for place in grid:
             part = picture[place.rows, place.columns]
             (output,), _ = self._run([self._request(part, part.shape[:2])])
-            merger.add(place, self._confident(segmentation_of(output, part.shape[:2])))
+            merger.add(place, self._result(output, part.shape[:2]))
         return merger.result()
 
     def _request(self, pixels: np.ndarray, result: Size) -> dict[str, Any]:
@@ -228,11 +308,9 @@ class Segmenter:
         with torch.autocast(kind, self._dtype, enabled=self._dtype != torch.float32):
             return self.model.forward_with_tokens(requests)
 
-    def _confident(self, segmentation: Segmentation) -> Segmentation:
-        """The same without instances of low scores."""
-        if segmentation.found is None or self.confidence is None:
-            return segmentation
-        return segmentation.at_least(self.confidence)
+    def _result(self, output: dict[str, Any], size: Size, **rest: Any) -> Segmentation:
+        """What is sure enough of the output for an image of ``size``."""
+        return segmentation_of(output, size, least=self.confidence or 0.0, **rest)
 
     def _input_size(self, size: Size) -> Size:
         """(H, W) to which the image is scaled, at least one pixel a side."""
@@ -249,19 +327,26 @@ def result_size(size: Size) -> Size:
     return max(1, round(height * scale)), max(1, round(width * scale))
 
 
-def _pixels(image: Picture) -> np.ndarray:
-    """``(H, W, 3)`` uint8, RGB."""
+def _check_dtype(dtype: torch.dtype, device: torch.device) -> None:
+    if dtype not in DTYPES:
+        raise UserError(f"dtype is {dtype!r}, but must be one of {', '.join(map(str, DTYPES))}.")
+    if dtype == torch.float16 and device.type == "cpu":
+        raise UserError("dtype torch.float16 is for GPUs; on a CPU take torch.bfloat16.")
+
+
+def _pixels(image: Picture, name: str = "The image") -> np.ndarray:
+    """``(H, W, 3)`` uint8, RGB; ``name`` is what errors call it."""
     if isinstance(image, str | os.PathLike):
         return read_image(os.fspath(image))
     if isinstance(image, Image.Image):
-        return rgb_array(image)
+        return rgb_array(image, name)
     if not isinstance(image, np.ndarray):
         raise UserError(
-            f"An image is given as {type(image).__name__}; give an array, a PIL image or a path."
+            f"{name} is given as {type(image).__name__}; give an array, a PIL image or a path."
         )
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or not image.size:
         raise UserError(
-            f"An image is an array {image.shape} of {image.dtype}; give (height, width, 3) of "
-            "uint8 in the order red, green, blue."
+            f"{name} is an array {image.shape} of {image.dtype}; give (height, width, 3) of uint8 "
+            "in the order red, green, blue."
         )
     return image

@@ -7,6 +7,7 @@ class is one segment anyway.
 """
 
 import itertools
+import numbers
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -18,6 +19,8 @@ from scipy.optimize import linear_sum_assignment
 from aff_seg.errors import UserError
 from aff_seg.prediction.segmentation import Found, PackedMask, Segmentation, Size
 
+# Smallest side of a tile in pixels.
+LEAST_TILE = 32
 # Intersection over union, in the overlap of two tiles, from which objects are one.
 LEAST_AGREEMENT = 0.5
 # Instances below this score, and those without a pixel, are left out: each tile has a hundred.
@@ -53,17 +56,23 @@ class TileGrid:
     Args:
         size: (H, W) of the image.
         tile: side of a tile in pixels; tiles are no larger than the image.
-        overlap: least overlap of neighbours in pixels.
+        overlap: least overlap of neighbours in pixels; by default a quarter of a tile.
 
     Raises:
-        UserError: tiles are too small, or overlap by half or more.
+        UserError: tiles are too small, or overlap by more than half.
     """
 
-    def __init__(self, size: Size, tile: int, overlap: int):
-        if tile < 32:
-            raise UserError(f"tile is {tile}, but must be at least 32 pixels.")
-        if not 0 < overlap <= tile // 2:
-            raise UserError(f"overlap is {overlap}, but must be from 1 to {tile // 2} pixels.")
+    def __init__(self, size: Size, tile: int, overlap: int | None = None):
+        if not isinstance(tile, numbers.Integral) or tile < LEAST_TILE:
+            raise UserError(
+                f"tile is {tile!r}, but must be a whole number of pixels, at least {LEAST_TILE}."
+            )
+        if overlap is None:
+            overlap = tile // 4
+        if not isinstance(overlap, numbers.Integral) or not 0 < overlap <= tile // 2:
+            raise UserError(
+                f"overlap is {overlap!r}, but must be a whole number of pixels, 1 to {tile // 2}."
+            )
         self.size = size
         self._rows, self._columns = (_cut(side, tile, overlap) for side in size)
 

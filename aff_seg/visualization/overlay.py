@@ -20,7 +20,7 @@ from aff_seg.visualization.lettering import Label, write_labels
 
 # Images whose longer side is shorter than this are enlarged by a whole factor.
 MIN_SIDE = 640
-# Instances of an instance-only result are drawn from this score on.
+# Instances of an instance-only result are drawn from this score on, unless told otherwise.
 MIN_SCORE = 0.5
 OPACITY = 0.55
 EDGE_COLOUR = (255, 255, 240)
@@ -28,16 +28,23 @@ EDGE_COLOUR = (255, 255, 240)
 TINTS = (0.0, 0.45, 0.2, 0.6)
 
 
-def draw_segments(image: np.ndarray, segmentation: Segmentation, metadata: Metadata) -> np.ndarray:
+def draw_segments(
+    image: np.ndarray,
+    segmentation: Segmentation,
+    metadata: Metadata,
+    *,
+    least: float = MIN_SCORE,
+) -> np.ndarray:
     """Lay the segments over an image, with their names.
 
     Of a result with several parts the panoptic one is drawn, else the instances with a score of
-    at least :data:`MIN_SCORE`, else the semantic one.
+    at least ``least``, else the semantic one.
 
     Args:
         image: ``(H, W, 3)`` uint8, RGB.
         segmentation: of the image.
         metadata: of the dataset: names and, where it has them, colours.
+        least: least score of an instance that is drawn.
 
     Returns:
         ``(k H, k W, 3)`` uint8, RGB, with k a whole number: 1 unless the image is small.
@@ -47,7 +54,7 @@ def draw_segments(image: np.ndarray, segmentation: Segmentation, metadata: Metad
     canvas = resize_nearest(image, (zoom * size[0], zoom * size[1])).copy()
     labels = []
     seen: dict[int, int] = defaultdict(int)
-    for segment in _segments_to_draw(segmentation):
+    for segment in _segments_to_draw(segmentation, least):
         tint = TINTS[seen[segment.category_id] % len(TINTS)] if segment.is_thing else 0.0
         seen[segment.category_id] += 1
         colour = _tinted(class_colour(metadata, segment.category_id, segment.is_thing), tint)
@@ -69,11 +76,11 @@ def class_colour(metadata: Metadata, category_id: int, is_thing: bool) -> tuple[
     return tuple(round(255 * x) for x in colorsys.hsv_to_rgb(hue, 0.75, value))
 
 
-def _segments_to_draw(segmentation: Segmentation) -> Iterator[Segment]:
+def _segments_to_draw(segmentation: Segmentation, least: float) -> Iterator[Segment]:
     if segmentation.segments is not None:
         return segmentation.panoptic_segments()
     if segmentation.found is not None:
-        return segmentation.instance_segments(MIN_SCORE)
+        return segmentation.instance_segments(least)
     return segmentation.semantic_segments()
 
 
@@ -89,8 +96,10 @@ def _tinted(colour: tuple[int, int, int], tint: float) -> tuple[int, int, int]:
 def _fill(canvas: np.ndarray, mask: np.ndarray, colour: tuple[int, int, int]) -> None:
     """Paint a mask on the canvas, half transparent, with a bright edge."""
     inside = mask.astype(bool)
-    paint = (1 - OPACITY) * canvas[inside] + OPACITY * np.array(colour)
-    canvas[inside] = paint.round().astype(np.uint8)
+    old = np.arange(256)[:, None]
+    new = ((1 - OPACITY) * old + OPACITY * np.array(colour)).round().astype(np.uint8)
+    for channel in range(3):
+        canvas[inside, channel] = new[canvas[inside, channel], channel]
     outlines, _ = cv2.findContours(mask, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
     width = 1 + max(canvas.shape) // 1500
     cv2.drawContours(canvas, outlines, -1, EDGE_COLOUR, thickness=width)

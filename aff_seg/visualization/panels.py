@@ -62,12 +62,19 @@ def spread(token: np.ndarray, size: Size, input_size: Size) -> np.ndarray:
     return token[rows[:, None], columns]
 
 
-def arrange(panels: Sequence[Panel], note: str = "", columns: int | None = None) -> np.ndarray:
+def arrange(
+    panels: Sequence[Panel],
+    note: str = "",
+    *,
+    scale: np.ndarray | None = None,
+    columns: int | None = None,
+) -> np.ndarray:
     """Lay titled pictures of one size out on white.
 
     Args:
         panels: (title, picture) in reading order.
         note: a line below.
+        scale: ``(n, 3)`` uint8, colours from 0 to 1, shown as a bar after the note.
         columns: by default as many as bring the figure near 16:9.
 
     Returns:
@@ -81,7 +88,11 @@ def arrange(panels: Sequence[Panel], note: str = "", columns: int | None = None)
     cell_height = height + title_height + MARGIN
     columns = columns or _columns(len(panels), width / height)
     rows = len(panels) // columns
-    figure_width = max(columns * cell_width, math.ceil(letters.getlength(note)) + MARGIN) + MARGIN
+    note_width = math.ceil(letters.getlength(note)) + MARGIN
+    if scale is not None:
+        bar = _bar(scale, title_size)
+        note_width += bar.width + MARGIN
+    figure_width = max(columns * cell_width, note_width) + MARGIN
     figure = Image.new("RGB", (figure_width, rows * cell_height + title_height), "white")
     draw = ImageDraw.Draw(figure)
     for i, (title, picture) in enumerate(panels):
@@ -90,7 +101,21 @@ def arrange(panels: Sequence[Panel], note: str = "", columns: int | None = None)
         figure.paste(Image.fromarray(picture), (x, y + title_height))
     y = rows * cell_height + title_height / 2 - MARGIN / 2
     draw.text((MARGIN, y), note, font=letters, fill="black", anchor="lm")
+    if scale is not None:
+        figure.paste(bar, (note_width - bar.width, round(y - bar.height / 2)))
     return np.array(figure)
+
+
+def _bar(colours: np.ndarray, height: int) -> Image.Image:
+    """A bar of colours between the numbers 0 and 1."""
+    letters, length = font(height), 10 * height
+    bar = Image.new("RGB", (length + 2 * height, height), "white")
+    shown = colours[nearest(length, len(colours))]
+    bar.paste(Image.fromarray(np.repeat(shown[None], height, axis=0)), (height, 0))
+    draw = ImageDraw.Draw(bar)
+    for number, x in (("0", height / 2), ("1", length + 1.5 * height)):
+        draw.text((x, height / 2), number, font=letters, fill="black", anchor="mm")
+    return bar
 
 
 def _columns(count: int, aspect: float) -> int:

@@ -1,10 +1,12 @@
 """Figures of what the backbone did: tokens kept, their clusters, their importance."""
 
 import colorsys
+from collections.abc import Callable
 
 import cv2
 import numpy as np
 
+from aff_seg.errors import UserError
 from aff_seg.prediction.segmentation import Segmentation
 from aff_seg.visualization.panels import arrange, background, cells, spread
 
@@ -21,6 +23,8 @@ COLOURS = np.array(
     ],
     dtype=np.uint8,
 )
+# Colours of importance 0 to 1, from blue to red.
+SHADES = cv2.applyColorMap(np.arange(256, dtype=np.uint8)[:, None], cv2.COLORMAP_TURBO)[:, 0, ::-1]
 
 
 def draw_tokens(
@@ -39,7 +43,11 @@ def draw_tokens(
 
     Returns:
         the figure, uint8, RGB: four panels in reading order.
+
+    Raises:
+        UserError: there are no tokens.
     """
+    _check_tokens(segmentation)
     size = segmentation.input_size
     picture = background(image, blurred=blurred)
     panels = [(f"Image, {image.shape[1]} x {image.shape[0]}", background(image))]
@@ -55,7 +63,7 @@ def draw_tokens(
 def draw_clusters(
     image: np.ndarray, segmentation: Segmentation, *, blurred: bool = False
 ) -> np.ndarray:
-    """The clusters of the four stages: tokens of one cluster have one colour.
+    """The clusters of the four stages on the image in grey: tokens of a cluster have one colour.
 
     Args:
         image, segmentation, blurred: see :func:`draw_tokens`.
@@ -63,7 +71,8 @@ def draw_clusters(
     Returns:
         the figure, uint8, RGB: four panels in reading order.
     """
-    picture = background(image, blurred=blurred)
+    _check_tokens(segmentation, clustered=True)
+    picture = _grey(background(image, blurred=blurred))
     panels = []
     for stage, level in STAGES.items():
         positions, length = segmentation.tokens[level], segmentation.cluster_size[level]
@@ -71,14 +80,15 @@ def draw_clusters(
         colours = COLOURS[np.arange(len(positions)) // length % len(COLOURS)]
         panel = _paint(picture, token, colours, segmentation.input_size)
         count = -(-len(positions) // length)
-        panels.append((f"{stage}: {count:,} clusters of {length}", panel))
+        clusters = "cluster" if count == 1 else "clusters"
+        panels.append((f"{stage}: {count:,} {clusters} of {length}", panel))
     return arrange(panels, "Tokens of one colour: a cluster, whose tokens lie side by side")
 
 
 def draw_importance(
     image: np.ndarray, segmentation: Segmentation, *, blurred: bool = False
 ) -> np.ndarray:
-    """The image, and the learned importance of the tokens of the stages that choose among them.
+    """The image, and in grey with the importance of tokens at the stages that choose among them.
 
     Args:
         image, segmentation, blurred: see :func:`draw_tokens`.
@@ -86,16 +96,36 @@ def draw_importance(
     Returns:
         the figure, uint8, RGB: four panels in reading order; blue is 0, red is 1.
     """
-    picture = background(image, blurred=blurred)
+    _check_tokens(segmentation, clustered=True)
+    picture = _grey(background(image, blurred=blurred))
     panels = [(f"Image, {image.shape[1]} x {image.shape[0]}", background(image))]
     for stage, level in list(STAGES.items())[:-1]:
         importance = segmentation.importance[level]
         inside, token = cells(segmentation.tokens[level], segmentation.input_size)
-        shades = np.round(255 * importance).astype(np.uint8)
-        colours = cv2.applyColorMap(shades[:, None], cv2.COLORMAP_TURBO)[:, 0, ::-1]
+        colours = SHADES[np.round(255 * importance).astype(np.uint8)]
         panel = _paint(picture, token, colours, segmentation.input_size)
         panels.append((f"{stage}: importance {importance[inside].mean():.2f} on average", panel))
-    return arrange(panels, "Importance of the tokens of a stage, from 0 (blue) to 1 (red)")
+    mixed = np.round((1 - OPACITY) * 128 + OPACITY * SHADES).astype(np.uint8)
+    return arrange(panels, "Importance of the tokens of a stage:", scale=mixed)
+
+
+FIGURES: dict[str, Callable[..., np.ndarray]] = {
+    "tokens": draw_tokens,
+    "clusters": draw_clusters,
+    "importance": draw_importance,
+}
+
+
+def _check_tokens(segmentation: Segmentation, *, clustered: bool = False) -> None:
+    if segmentation.tokens is None:
+        raise UserError("This result is without tokens; segment the image with tokens=True.")
+    if clustered and None in segmentation.cluster_size.values():
+        raise UserError("The cells of a grid have no clusters and no importance; only AFF has.")
+
+
+def _grey(picture: np.ndarray) -> np.ndarray:
+    """The picture without its colours, which would mix with those laid over it."""
+    return cv2.cvtColor(cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
 
 
 def _paint(

@@ -17,7 +17,7 @@ def _backbone() -> AutoFocusFormer:
     ).eval()
 
 
-@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
 def test_compiled_backbone_gives_the_eager_result(backend):
     torch.manual_seed(0)
     backbone, images = _backbone(), torch.randn(2, 3, 96, 128)

@@ -1,6 +1,7 @@
 """Checkpoints are safe to read, loud about what fits, and whole after any interruption."""
 
 import argparse
+import contextlib
 import logging
 import os
 import pickle
@@ -77,13 +78,15 @@ def load_error(path, net=None):
     return str(caught.value)
 
 
-@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
-def test_weights_load_whatever_their_wrapping(tmp_path, suffix, caplog):
-    net, path = model(), str(tmp_path / f"weights{suffix}")
-    if suffix == ".pth":
-        torch.save({f"module.{k}": v for k, v in net.state_dict().items()}, path)
-    else:
+@pytest.mark.parametrize("wrapping", [None, "model", "state_dict", "safetensors"])
+def test_weights_load_whatever_their_wrapping(tmp_path, wrapping, caplog):
+    net, path = model(), str(tmp_path / "weights.pth")
+    if wrapping == "safetensors":
+        path = str(tmp_path / "weights.safetensors")
         safetensors.torch.save_file(net.state_dict(), path)
+    else:
+        weights = {f"module.{k}": v for k, v in net.state_dict().items()}
+        torch.save(weights if wrapping is None else {wrapping: weights, "epoch": 3}, path)
     other = model()
     with caplog.at_level(logging.INFO):
         Checkpointer(other).load(path)
@@ -185,6 +188,22 @@ def test_damaged_file_is_named(tmp_path, suffix, harm):
         data = {"truncated": data[: len(data) // 2], "garbage": b"\x00abc" * 99, "empty": b""}[harm]
     path.write_bytes(data)
     assert "is damaged" in load_error(path)
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_a_file_changed_anywhere_loads_or_is_named(tmp_path, legacy):
+    """Damage makes what reads files raise errors of every kind."""
+    path = tmp_path / "weights.pth"
+    content = {"model": model().state_dict(), "score": np.float64(3)}
+    torch.save(content, path, _use_new_zipfile_serialization=not legacy)
+    whole, draw = path.read_bytes(), random.Random(0)
+    for _ in range(150):
+        damaged = bytearray(whole)
+        damaged[draw.randrange(len(whole))] ^= 1 << draw.randrange(8)
+        path.write_bytes(damaged[: draw.choice((None, None, draw.randrange(len(whole))))])
+        with contextlib.suppress(UserError):
+            read_checkpoint(str(path))
+        is_intact(str(path))
 
 
 class Evil:

@@ -9,7 +9,9 @@ import pytest
 import torch
 
 from aff_seg.engine import plain_pickle
+from aff_seg.engine.checkpoint_file import read_checkpoint
 from aff_seg.engine.plain_pickle import ForbiddenGlobalError
+from aff_seg.errors import UserError
 
 
 @pytest.mark.parametrize("protocol", range(2, pickle.HIGHEST_PROTOCOL + 1))
@@ -39,11 +41,26 @@ def test_text_of_python_2_is_latin_1():
     assert plain_pickle.load(b"\x80\x02U\x02a\xe9q\x00.") == "aé"
 
 
+def test_numbers_of_python_2_come_back():
+    """Their bytes are text there."""
+    scalar, (kind, content) = np.float32(1.7).__reduce__()
+    text = content.decode("latin1")
+    assert plain_pickle.load(pickle.dumps(Call(scalar, kind, text), 2)) == np.float32(1.7)
+    rebuild, args, state = np.float32([1.7]).__reduce__()
+    array = Call(rebuild, *args, state=(*state[:4], text))
+    assert plain_pickle.load(pickle.dumps(array, 2)) == np.float32([1.7])
+
+
+def test_arrays_of_objects_are_named():
+    with pytest.raises(ForbiddenGlobalError, match="numpy.dtype..object"):
+        plain_pickle.load(pickle.dumps(np.array([None])))
+
+
 class Call:
     """Unpickling this calls ``function``."""
 
-    def __init__(self, function, *args):
-        self.call = (function, args)
+    def __init__(self, function, *args, state=None):
+        self.call = (function, args, state)
 
     def __reduce__(self):
         return self.call
@@ -78,6 +95,36 @@ def test_a_tensor_is_no_way_in(tmp_path):
     with pytest.raises(pickle.UnpicklingError):
         plain_pickle.load(content)
     assert not (tmp_path / "ran").exists()
+
+
+# A type that says there are numbers where there is the address of an object.
+DOCTORED = Call(np.dtype, "V8", state=(3, "|", None, ("a",), {"a": (np.dtype("O"), 0)}, 8, 1, 0))
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        Call(np.ndarray, (1,), "O", b"A" * 8),
+        Call(
+            *np.zeros(1).__reduce__()[:1],
+            np.ndarray,
+            (0,),
+            "O",
+            state=(1, (1,), DOCTORED, 0, b"A" * 8),
+        ),
+        Call(*np.float32(0).__reduce__()[:1], DOCTORED, b"A" * 8),
+        Call(*np.zeros(1).__reduce_ex__(5)[:1], b"A" * 8, DOCTORED, (1,), "C"),
+    ],
+)
+def test_arrays_hold_no_addresses_of_the_file(call, tmp_path):
+    """Arrays of NumPy would follow them where they are read, here as the items of a dictionary."""
+    (tmp_path / "evil.pkl").write_bytes(
+        pickle.dumps({"model": {}, "state": Call(OrderedDict, call)})
+    )
+    torch.save({"model": {}, "state": Call(OrderedDict, call)}, tmp_path / "evil.pth")
+    for name in ("evil.pkl", "evil.pth"):
+        with pytest.raises(UserError, match="is damaged|holds more than tensors"):
+            read_checkpoint(str(tmp_path / name))
 
 
 @pytest.mark.parametrize(

@@ -60,11 +60,29 @@ def test_other_files_are_told_apart(load_config, tiny_opts):
     assert str(recognise(own)) == (
         "AFF segmentation file, sizes of its own, 19 classes, 12 queries"
     )
+    numbers = {name: torch.tensor(1.0) for name in own}
+    assert str(recognise(numbers)) == "AFF segmentation file, sizes of its own"
     for names in ((), ("stem.conv1.weight", "res2.0.conv1.weight"), ("patch_embed.proj1.weight",)):
         weights = on_meta({name: (3, 3) for name in names})
         assert recognise(weights) == Recognised(Kind.OTHER)
         assert segmentation_names(weights) == weights
         assert backbone_alone(weights) == {}
+
+
+def test_files_with_another_head_or_backbone_are_told_apart():
+    whole = on_meta(segmentation_shapes("tiny", 19))
+    rest = {name: w for name, w in whole.items() if not name.startswith("backbone.")}
+    found = recognise(rest | on_meta({"backbone.stem.conv1.weight": (3, 3)}))
+    assert str(found) == "segmentation file with another backbone, 19 classes, 100 queries"
+    bare = on_meta(classification_shapes("tiny"))
+    bare = {name: w for name, w in bare.items() if not name.startswith(("norm.", "head."))}
+    assert recognise(bare) == Recognised(Kind.BACKBONE, "tiny")
+    detector = {f"backbone.bottom_up.{name}": w for name, w in bare.items()}
+    assert recognise(detector) == Recognised(Kind.BACKBONE, "tiny")
+    detector |= on_meta({"backbone.fpn_lateral2.weight": (3, 3), "roi_heads.weight": (3, 3)})
+    assert str(recognise(detector)) == "model of Detectron2 with AFF, AFF-Tiny"
+    assert segmentation_names(detector) is detector
+    assert backbone_alone(detector) == backbone_alone(bare) == segmentation_names(bare)
 
 
 @pytest.mark.parametrize("variant", SIZES)

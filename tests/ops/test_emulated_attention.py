@@ -18,7 +18,7 @@ AFF = [
     {"batch": 1, "count": 150, "heads": 2, "dim": 32, "m": 8, "nearest": 6},
     {"batch": 1, "count": 60, "heads": 16, "dim": 32, "m": 8, "nearest": 6},
     {"batch": 1, "count": 250, "heads": 2, "dim": 32, "m": 24, "nearest": 6},
-    {"batch": 1, "count": 400, "heads": 2, "dim": 32, "m": 400, "nearest": 1},
+    {"batch": 1, "count": 130, "heads": 2, "dim": 32, "m": 130, "nearest": 1},
 ]
 
 

@@ -30,6 +30,15 @@ def test_patterns(photos):
     assert find_pictures(["photos/d*"])[0] == ["photos/deep/c.png"]
 
 
+def test_folders_named_like_pictures_are_no_pictures(photos):
+    os.makedirs("photos/x.png/y.mp4")
+    assert find_pictures(["photos"]) == (["photos/a.png", "photos/b.JPG"], [])
+    paths, problems = find_pictures(["photos/*[!t]"])
+    assert sorted(paths) == ["photos/a.png", "photos/b.JPG", "photos/deep/c.png"]
+    assert problems == []
+    assert len(find_pictures(["photos/x*"])[1]) == 1
+
+
 def test_name_that_looks_like_a_pattern(photos):
     os.rename("photos/a.png", "photos/a[1].png")
     assert find_pictures(["photos/a[1].png"]) == (["photos/a[1].png"], [])

@@ -82,6 +82,9 @@ def test_maps_have_the_size_of_the_image():
         )
     assert large.masks.shape == (3, 12, 27)
     np.testing.assert_allclose(large.boxes, small.boxes * [3, 2, 3, 2])
+    uneven = segmentation_of(given, (17, 20))
+    for box, mask in zip(uneven.boxes, uneven.masks, strict=True):
+        assert box.tolist() == list(PackedMask.of(mask).box)
     for segmentation in (small, large):
         for segment in segmentation.panoptic_segments():
             np.testing.assert_array_equal(segment.mask, segmentation.panoptic == segment.id)
@@ -93,9 +96,22 @@ def test_unsure_instances_can_be_left_out():
     assert [segment.category_id for segment in found.instance_segments(0.7)] == [1]
 
 
+def test_unsure_pixels_and_instances_can_be_left_out_at_once():
+    given = {**output((6, 9)), "sem_seg": torch.zeros(2, 6, 9)}
+    given["sem_seg"][1, :, :4], given["sem_seg"][0, :2, 4:] = 0.7, 0.4
+    found = segmentation_of(given, (6, 9), least=0.5)
+    assert found.classes.tolist() == [1, 2]
+    expected = np.full((6, 9), -1)
+    expected[:, :4] = 1
+    np.testing.assert_array_equal(found.semantic, expected)
+    (segment,) = found.semantic_segments()
+    assert segment.category_id == 1 and segment.mask.sum() == 24
+
+
 def test_what_is_not_inferred_is_none():
     nothing = Segmentation((4, 4))
     for name in ("panoptic", "semantic", "masks", "boxes", "classes", "scores"):
         assert getattr(nothing, name) is None
     none = segmentation_of({"instances": output((6, 9))["instances"][:0]}, (6, 9))
+    assert nothing.at_least(0.5) is nothing
     assert none.masks.shape == (0, 6, 9) and none.boxes.shape == (0, 4)

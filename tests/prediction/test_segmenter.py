@@ -1,5 +1,8 @@
 """A model in a program: pictures in any form, alone or in lists, whole or in tiles."""
 
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -7,9 +10,12 @@ from detectron2.modeling import build_model
 from PIL import Image
 
 from aff_seg.errors import UserError
+from aff_seg.prediction.segmentation import Found, PackedMask, Segmentation
 from aff_seg.prediction.segmenter import MAX_RESULT_PIXELS, Segmenter, result_size
 from aff_seg.prediction.segments import class_name
+from aff_seg.prediction.tiles import LEAST_SCORE
 from aff_seg.setup_cfg import find_config, load_cfg
+from aff_seg.visualization.token_figure import FIGURES
 
 CONFIG = "quick/shapes_cityscapes_panoptic"
 # A model small enough for tests, which with random weights still finds some segments.
@@ -29,6 +35,7 @@ TINY = {
     "INPUT.MIN_SIZE_TEST": "64",
     "INPUT.MAX_SIZE_TEST": "128",
 }
+TASKS = ("SEMANTIC_ON", "PANOPTIC_ON", "INSTANCE_ON")
 OPTS = [word for pair in TINY.items() for word in pair]
 
 
@@ -54,6 +61,12 @@ def assert_same(one, other):
         np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
     np.testing.assert_allclose(one.scores, other.scores, rtol=1e-4)
     assert one.segments == other.segments
+
+
+def confident(result):
+    """What tiles keep of a result: the instances with a pixel and a score that is not tiny."""
+    sure = [one for one in result.at_least(LEAST_SCORE).found if len(one.mask.bits)]
+    return replace(result, found=sure)
 
 
 def test_everything_has_the_size_of_the_image(weights):
@@ -110,6 +123,18 @@ def test_tokens_and_importance_on_request(weights):
         assert (importance > 0).all() and (importance < 1).all()
 
 
+def test_tokens_of_a_list_are_those_of_its_pictures(weights):
+    seg, images = segmenter(weights), [random_image(64, 96, seed=seed) for seed in range(3)]
+    images[1] = images[1][:40]
+    for image, together in zip(images, seg(images, tokens=True), strict=True):
+        alone = seg(image, tokens=True)
+        assert together.tokens.keys() == alone.tokens.keys()
+        for level, positions in alone.tokens.items():
+            np.testing.assert_array_equal(together.tokens[level], positions)
+        for level, importance in alone.importance.items():
+            np.testing.assert_allclose(together.importance[level], importance, rtol=1e-4)
+
+
 def test_confidence_leaves_out_what_is_unsure(weights):
     seg, image = segmenter(weights), random_image(40, 60)
     every = seg(image)
@@ -119,6 +144,7 @@ def test_confidence_leaves_out_what_is_unsure(weights):
     seg.confidence = 1.0
     sure = seg(image)
     assert sure.found == [] and sure.segments == [] and not sure.panoptic.any()
+    assert (sure.semantic == -1).sum() > 0 and (every.semantic >= 0).all()
     seg.confidence = None
     assert_same(seg(image), every)
 
@@ -131,14 +157,40 @@ def test_the_share_of_tokens_kept_can_be_changed(weights):
         assert seg.keep == share
         counts.append(len(seg(image, tokens=True).tokens["res3"]))
     assert counts == [32 * 16 // 4, 32 * 16 // 2, 32 * 16 // 4]
-    with pytest.raises(UserError, match="above 0 and at most 1, got 0"):
-        seg.keep = 0
+    other, seg.keep = segmenter(weights), 0.5
+    assert other.keep == 0.25
+    # Also where several images pass together, and in tiles.
+    alone = seg(image)
+    assert_same(seg([image, random_image(64, 128, seed=1)])[0], alone)
+    unscaled = segmenter(weights, "INPUT.MIN_SIZE_TEST", 0)
+    unscaled.keep = 0.5
+    assert_same(unscaled(image, tile=128), confident(unscaled(image)))
+    seg.keep = None
+    assert seg.keep == 0.25
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("keep", value) for value in (0, 1.01, float("nan"), "a")),
+        *(("confidence", value) for value in (-0.1, 1.1, float("nan"), "a")),
+        *(("batch", value) for value in (0, 1.5, None)),
+    ],
+)
+def test_settings_that_make_no_sense_are_user_errors(weights, name, value):
+    seg = segmenter(weights)
+    before = getattr(seg, name)
+    with pytest.raises(UserError, match="must be .*1"):
+        setattr(seg, name, value)
+    assert getattr(seg, name) == before
 
 
 def test_channels_are_in_the_order_of_the_config(weights):
     image = random_image(64, 64)
     rgb, bgr = (segmenter(weights, "INPUT.FORMAT", order) for order in ("RGB", "BGR"))
     assert_same(rgb(image), bgr(np.ascontiguousarray(image[..., ::-1])))
+    with pytest.raises(UserError, match="INPUT.FORMAT is 'RBG', .* one of RGB, BGR"):
+        segmenter(weights, "INPUT.FORMAT", "RBG")
 
 
 def test_without_a_dataset_classes_have_numbers(weights):
@@ -152,6 +204,33 @@ def test_bfloat16_comes_close(weights):
     assert (exact.semantic == short.semantic).mean() > 0.8
 
 
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"dtype": torch.float16}, "torch.float16 is for GPUs; on a CPU take torch.bfloat16"),
+        ({"dtype": torch.float64}, "dtype is torch.float64, but must be one of torch.float32, "),
+        ({"dtype": "bfloat16"}, "dtype is 'bfloat16', but must be one of"),
+        ({"device": "cuda"}, "device is 'cuda', but no GPU is visible"),
+        ({"device": "gpu"}, "MODEL.DEVICE is 'gpu', but must be cpu, cuda, or cuda:<number>"),
+        ({"weights": ""}, "weights names no file"),
+        ({"weights": "gone.pth"}, "Checkpoint gone.pth does not exist"),
+        ({"config": "quick/shapes_dem"}, "no config quick/shapes_dem; .* take quick/shapes_demo"),
+        ({"opts": ["TEST.AUG.ENABLED"]}, "come in pairs KEY VALUE"),
+    ],
+)
+def test_a_model_that_cannot_be_had_is_a_user_error(weights, monkeypatch, options, sentence):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    asked = {"config": CONFIG, "weights": weights, "device": "cpu", "opts": OPTS, **options}
+    with pytest.raises(UserError, match=sentence):
+        Segmenter.from_config(**asked)
+
+
+def test_devices_and_paths_may_be_objects(weights):
+    config = Path("configs", f"{CONFIG}.yaml")
+    seg = Segmenter.from_config(config, Path(weights), device=torch.device("cpu"), opts=OPTS)
+    assert seg.model.device.type == "cpu"
+
+
 def test_draw_and_json(weights):
     seg, image = segmenter(weights), random_image(700, 640)
     result = seg(image)
@@ -160,13 +239,58 @@ def test_draw_and_json(weights):
     assert len(seg.to_json(result)["panoptic"]) == len(result.segments)
 
 
+@pytest.mark.parametrize("kind", ["overlay", *FIGURES])
+def test_every_kind_of_picture_is_drawn(weights, kind):
+    seg, image = segmenter(weights), random_image(64, 96)
+    found = seg(image, tokens=True)
+    drawn = seg.draw(image, found, kind=kind)
+    assert drawn.dtype == np.uint8 and drawn.ndim == 3
+    np.testing.assert_array_equal(seg.draw(image, kind=kind), drawn)
+    if kind != "overlay":
+        assert (seg.draw(image, found, kind=kind, blurred=True) != drawn).any()
+        with pytest.raises(UserError, match="segment the image with tokens=True"):
+            seg.draw(image, seg(image), kind=kind)
+    with pytest.raises(UserError, match=r"\(64, 96\), but the image has \(60, 96\)"):
+        seg.draw(image[:60], found, kind=kind)
+    with pytest.raises(UserError, match="kind is 'heat', but must be overlay, tokens, "):
+        seg.draw(image, found, kind="heat")
+
+
+def test_instances_are_drawn_from_the_confidence_on(weights):
+    seg = segmenter(weights)
+    image = np.full((700, 640, 3), 100, dtype=np.uint8)
+    mask = np.zeros(image.shape[:2], dtype=bool)
+    mask[100:400, 100:400] = True
+    found = Segmentation(mask.shape, found=[Found(PackedMask.of(mask), 0.4, 0)])
+    assert (seg.draw(image, found) == image).all()
+    seg.confidence = 0.3
+    assert (seg.draw(image, found)[mask] != 100).any(-1).mean() > 0.9
+    seg.confidence = 0.45
+    assert (seg.draw(image, found) == image).all()
+
+
 def test_one_tile_is_the_image_as_it_is(weights):
     whole = segmenter(weights, "INPUT.MIN_SIZE_TEST", 0)
     image = random_image(64, 96)
-    one, tiled = whole(image), whole(image, tile=128)
-    np.testing.assert_array_equal(tiled.semantic, one.semantic)
-    np.testing.assert_array_equal(tiled.panoptic > 0, one.panoptic > 0)
-    assert len(tiled.found) <= len(one.found)
+    one = confident(whole(image))
+    assert one.found and one.segments
+    assert_same(whole(image, tile=128), one)
+
+
+@pytest.mark.parametrize(
+    ("task", "name"),
+    [("SEMANTIC_ON", "semantic"), ("PANOPTIC_ON", "panoptic"), ("INSTANCE_ON", "masks")],
+)
+def test_tiles_of_a_model_of_one_task(weights, task, name):
+    switches = ((f"MODEL.MASK_FORMER.TEST.{t}", t == task) for t in TASKS)
+    seg = segmenter(weights, *(word for pair in switches for word in pair))
+    seg.confidence = LEAST_SCORE
+    image = random_image(64, 128)
+    one, tiled = seg(image, tile=128), seg(image, tile=64, overlap=16)
+    np.testing.assert_array_equal(getattr(one, name), getattr(seg(image), name))
+    assert getattr(tiled, name).shape[-2:] == (64, 128)
+    for other in {"semantic", "panoptic", "masks"} - {name}:
+        assert getattr(tiled, other) is None
 
 
 def test_tiles_give_a_result_of_the_whole_image(weights):
@@ -181,8 +305,11 @@ def test_tiles_give_a_result_of_the_whole_image(weights):
         (np.zeros((4, 4), np.uint8), r"array \(4, 4\) of uint8; give \(height, width, 3\)"),
         (np.zeros((3, 4, 4), np.float32), r"of float32; give"),
         (np.zeros((0, 4, 3), np.uint8), r"array \(0, 4, 3\)"),
-        (7, "given as int; give an array, a PIL image or a path"),
+        (7, "The image is given as int; give an array, a PIL image or a path"),
         ("missing.png", "missing.png cannot be read"),
+        ([np.zeros((4, 4, 3), np.uint8), None], "Image 2 of 2 is given as NoneType"),
+        (Image.new("F", (4, 4)), "The image cannot be read as an image: its pixels are floating"),
+        ([Image.new("RGB", (0, 4))], "Image 1 of 1 cannot be read as an image: it has 0 x 4"),
     ],
 )
 def test_other_things_are_user_errors(weights, image, sentence):
@@ -190,9 +317,12 @@ def test_other_things_are_user_errors(weights, image, sentence):
         segmenter(weights)(image)
 
 
-def test_tokens_of_tiles_are_refused(weights):
+def test_options_of_a_call_that_do_not_go_together_are_refused(weights):
+    seg, image = segmenter(weights), random_image(64, 64)
     with pytest.raises(UserError, match="tokens=True is for whole images"):
-        segmenter(weights)(random_image(64, 64), tile=64, tokens=True)
+        seg(image, tile=64, tokens=True)
+    with pytest.raises(UserError, match="overlap is that of tiles; give tile"):
+        seg(image, overlap=8)
 
 
 def test_models_of_detectron2_are_refused(weights):
@@ -202,8 +332,20 @@ def test_models_of_detectron2_are_refused(weights):
 
 def test_a_config_is_found_by_its_name():
     assert find_config("ade20k/semantic/aff_tiny").endswith("configs/ade20k/semantic/aff_tiny.yaml")
-    with pytest.raises(UserError, match="no config ade20k/semantic/aff_tny; .* aff_tiny|aff_tiny"):
-        find_config("ade20k/semantic/aff_tny")
+    assert find_config(Path("configs/quick/shapes_demo.yaml")) == "configs/quick/shapes_demo.yaml"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "right"),
+    [
+        ("ade20k/semantic/aff_tny", "ade20k/semantic/aff_tiny"),
+        ("configs/ade20k/semantic/r5.yaml", "ade20k/semantic/r50"),
+        ("detectron2/mask_rcnn_aff_tiny_fpn_1x", "detectron2/mask_rcnn_aff_tiny_fpn_3x"),
+    ],
+)
+def test_a_name_that_is_wrong_gets_the_nearest_one(wrong, right):
+    with pytest.raises(UserError, match=f"There is no config {wrong}; .* take {right}\\.$"):
+        find_config(wrong)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1024, 2048), (3000, 4000), (20000, 30)])

@@ -38,7 +38,9 @@ def test_tiles_cover_the_image_and_share_out_its_pixels(size, tile, overlap, cou
             assert one.columns.stop - other.columns.start >= overlap
 
 
-@pytest.mark.parametrize(("tile", "overlap"), [(16, 4), (100, 0), (100, 51), (0, 0)])
+@pytest.mark.parametrize(
+    ("tile", "overlap"), [(16, 4), (100, 0), (100, 51), (0, 0), (100.0, 25), (100, 25.0), ("a", 9)]
+)
 def test_impossible_tiles_are_user_errors(tile, overlap):
     with pytest.raises(UserError, match="tile is|overlap is"):
         TileGrid((500, 500), tile, overlap)

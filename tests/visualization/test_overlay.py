@@ -130,7 +130,7 @@ def test_panoptic_goes_before_instances_before_semantic():
         ((5, 300), (15, 900)),
         ((300, 5), (900, 15)),
         ((639, 10), (1278, 20)),
-        ((2400, 3200), (2400, 3200)),
+        ((600, 800), (600, 800)),
     ],
 )
 def test_only_small_pictures_are_enlarged(shape, expected):
@@ -144,6 +144,15 @@ def test_result_smaller_than_the_image_is_scaled():
     overlay = draw_segments(grey_image(700, 700), panoptic_of(ids), METADATA)
     np.testing.assert_array_equal(overlay[690, 300], laid_over(COLOURS[0]))
     np.testing.assert_array_equal(overlay[690, 400], [100, 100, 100])
+
+
+def test_instances_are_drawn_from_a_score_on():
+    masks = np.zeros((2, 640, 640), dtype=bool)
+    masks[0, :300], masks[1, 340:] = True, True
+    found = segmentation_of(instances_of(masks, [0.9, 0.3]), (640, 640))
+    for options, changed in (({}, 1), ({"least": 0.2}, 2), ({"least": 0.95}, 0)):
+        drawn = overlays.draw_segments(grey_image(640, 640), found, METADATA, **options)
+        assert sum((drawn[y, 30] != 100).any() for y in (30, 600)) == changed
 
 
 def test_nothing_found_leaves_the_image():
