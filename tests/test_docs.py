@@ -275,6 +275,7 @@ def test_speeds_are_those_measured():
 
 def test_every_block_is_known_and_every_tutorial_is_run():
     for page in PAGES:
+        assert not re.search("^(<<<<<<<|=======|>>>>>>>|@@)", page.read_text(), re.M), page
         fences = re.findall("^```", page.read_text(), re.M)
         assert len(fences) == 2 * len(BLOCK.findall(page.read_text())), page
         languages = {language for language, _ in blocks_of(page, without=())}
