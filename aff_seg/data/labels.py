@@ -66,7 +66,9 @@ def read_label_image(path: str) -> np.ndarray:
     """
     labels = read_picture(path, None)
     if labels.ndim != 2:
-        raise UserError(f"{path} has {labels.shape[2]} channels; label images have one.")
+        raise UserError(
+            f"{path} has {labels.shape[2]} channels; label images have one, the number of a class."
+        )
     if labels.dtype.kind == "f":
         raise UserError(f"{path} holds {labels.dtype} values; labels are whole numbers.")
     for value in (labels.min(), labels.max()):
