@@ -1,4 +1,9 @@
-"""The error shown to a user as one sentence."""
+"""Errors shown to a user as one sentence."""
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
 
 
 class UserError(ValueError):
@@ -6,3 +11,16 @@ class UserError(ValueError):
 
     The command line programs print it without a traceback and exit with status 1.
     """
+
+
+@contextlib.contextmanager
+def enough_memory(otherwise: str) -> Iterator[None]:
+    """Raise a :class:`UserError` that says ``otherwise`` where memory, of any device, runs out."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        # On a CPU, PyTorch's error is of no type of its own.
+        cpu = "can't allocate memory" in str(error)
+        if not (cpu or isinstance(error, torch.OutOfMemoryError | MemoryError)):
+            raise
+        raise UserError(otherwise) from error

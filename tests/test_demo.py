@@ -263,6 +263,26 @@ def save_scene_bytes(path):
     return path
 
 
+@pytest.mark.parametrize(
+    "error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: 9 bytes")]
+)
+def test_a_picture_too_large_for_memory_is_named(tmp_path, weights, capfd, monkeypatch, error):
+    for name, size in (("large.png", (70, 64)), ("small.png", (64, 64))):
+        Image.new("RGB", size).save(tmp_path / name)
+    segment = ResultWriter._segment
+
+    def limited(self, image):
+        if image.shape[1] > 64:
+            raise error
+        return segment(self, image)
+
+    monkeypatch.setattr(ResultWriter, "_segment", limited)
+    assert exit_status(arguments(weights, [tmp_path / "*.png"], tmp_path / "out")) == 1
+    told = f"{tmp_path / 'large.png'} needs more memory than there is; cut it with --tile 1024."
+    assert told in capfd.readouterr().err.splitlines()
+    assert sorted(os.listdir(tmp_path / "out")) == ["small.json", "small_overlay.png"]
+
+
 def test_missing_config_and_weights_are_named(tmp_path, weights, capfd):
     argv = arguments(weights, [tmp_path], tmp_path / "out")
     argv[argv.index("--config-file") + 1] = "gone.yaml"

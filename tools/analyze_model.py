@@ -15,7 +15,7 @@ from tabulate import tabulate
 
 from aff_seg.analysis import EARLY_MASKS, Analysis, analyze
 from aff_seg.cli import plain_errors
-from aff_seg.errors import UserError
+from aff_seg.errors import UserError, enough_memory
 from aff_seg.setup_cfg import load_cfg
 
 PROGRAM = "analyze_model.py"
@@ -34,15 +34,10 @@ def analyze_config(cfg: CfgNode, size: tuple[int, int]) -> Analysis:
         raise UserError(f"--size is {size[0]} {size[1]}, but must be two numbers of at least 1.")
     torch.manual_seed(0)
     model = build_model(cfg)
-    try:
+    too_large = f"--size {size[0]} {size[1]} needs more memory than there is; take a smaller one."
+    with enough_memory(too_large):
         image = torch.zeros(3, *size)
         return analyze(model, [{"image": image, "height": size[0], "width": size[1]}])
-    except RuntimeError as error:
-        if "can't allocate memory" in str(error) or isinstance(error, torch.OutOfMemoryError):
-            raise UserError(
-                f"--size {size[0]} {size[1]} needs more memory than there is; take a smaller one."
-            ) from error
-        raise
 
 
 def report(analysis: Analysis, *, depth: int) -> str:

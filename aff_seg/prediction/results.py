@@ -11,7 +11,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from aff_seg.engine.checkpoint_file import atomic_open
-from aff_seg.errors import UserError
+from aff_seg.errors import UserError, enough_memory
 from aff_seg.prediction.coco_panoptic import CocoPanopticWriter
 from aff_seg.prediction.images import read_image
 from aff_seg.prediction.inputs import is_video
@@ -76,10 +76,12 @@ class ResultWriter:
         Raises:
             UserError: it cannot be read, or its results cannot be written.
         """
-        if is_video(path):
-            self.process_video(VideoReader(path), path, name)
-        else:
-            self._process_picture(path, name)
+        smaller = "take a smaller --tile" if self._tile else "cut it with --tile 1024"
+        with enough_memory(f"{path} needs more memory than there is; {smaller}."):
+            if is_video(path):
+                self.process_video(VideoReader(path), path, name)
+            else:
+                self._process_picture(path, name)
 
     def process_video(self, frames: VideoReader, source: str, name: str) -> None:
         """Do a video, or a camera until Ctrl-C.
