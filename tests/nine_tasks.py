@@ -4,6 +4,7 @@ Run as a script with DETECTRON2_DATASETS set and the number of processes; prints
 """
 
 import json
+import os
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -116,7 +117,9 @@ def score(cfg: CfgNode, even: np.ndarray, odd: np.ndarray) -> dict[str, float]:
 def main(arguments: SimpleNamespace) -> None:
     scores = {}
     for task in TASKS:
-        cfg = load_cfg(f"configs/{task}/aff_mini.yaml", ["MODEL.DEVICE", "cpu"])
+        output = os.path.join(os.environ["DETECTRON2_DATASETS"], "scores")
+        opts = ["MODEL.DEVICE", "cpu", "OUTPUT_DIR", output]
+        cfg = load_cfg(f"configs/{task}/aff_mini.yaml", opts)
         check_datasets(cfg)
         check_evaluators(cfg)
         same = np.arange(cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES)

@@ -147,7 +147,7 @@ def draw(rows: list[dict], metrics: Sequence[str]) -> Figure:
             textcoords="offset points",
             ha="right" if i % 2 == 0 else "left",
         )
-    axes.set(xlabel="milliseconds per image", ylabel="score (%)", title="by share of tokens kept")
+    axes.set(xlabel="milliseconds per image", ylabel="score (%)", title="Each point: share kept")
     figure.legend(loc="outside right upper")
     axes.grid(alpha=0.3)
     return figure
