@@ -22,14 +22,10 @@ from detectron2.modeling import META_ARCH_REGISTRY
 from tabulate import tabulate
 from torch import Tensor, nn
 
+from aff_seg.atomic_file import atomic_open
 from aff_seg.cli import plain_errors
 from aff_seg.engine.checkpoint import Match, compare
-from aff_seg.engine.checkpoint_file import (
-    atomic_open,
-    check_weights_exist,
-    read_checkpoint,
-    system_error,
-)
+from aff_seg.engine.checkpoint_file import check_weights_exist, read_checkpoint
 from aff_seg.engine.recognition import (
     BACKBONE,
     Kind,
@@ -39,7 +35,7 @@ from aff_seg.engine.recognition import (
     recognise,
     segmentation_names,
 )
-from aff_seg.errors import UserError
+from aff_seg.errors import UserError, write_errors
 from aff_seg.setup_cfg import load_cfg
 
 PROGRAM = "convert_checkpoint.py"
@@ -229,17 +225,11 @@ def _half(name: str, value: Tensor) -> Tensor:
 
 def _write(target: str, weights: dict[str, Tensor]) -> None:
     """Write a file in one step."""
-    try:
-        with atomic_open(target) as file:
-            if target.endswith(".safetensors"):
-                file.write(safetensors.torch.save(weights, {"format": "pt"}))
-            else:
-                torch.save({"model": weights}, file)
-    except (OSError, RuntimeError) as error:
-        reason = system_error(error)
-        if reason is None:
-            raise
-        raise UserError(f"Cannot write {target}: {reason.strerror}.") from error
+    with write_errors(target), atomic_open(target) as file:
+        if target.endswith(".safetensors"):
+            file.write(safetensors.torch.save(weights, {"format": "pt"}))
+        else:
+            torch.save({"model": weights}, file)
 
 
 def main() -> None:

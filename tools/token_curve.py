@@ -8,24 +8,23 @@ and writes it as <NAME>.json and as a picture, <NAME>.png.
 """
 
 import argparse
-import contextlib
 import json
 import logging
 import os
 import statistics
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 from detectron2.data import DatasetCatalog
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from aff_seg.atomic_file import atomic_open
 from aff_seg.cli import plain_errors
 from aff_seg.data import check_datasets
-from aff_seg.engine.checkpoint_file import atomic_open
 from aff_seg.engine.trainer import Trainer
-from aff_seg.errors import UserError
+from aff_seg.errors import UserError, write_errors
 from aff_seg.evaluation import check_evaluators, summarize
 from aff_seg.prediction.images import read_image
 from aff_seg.prediction.segmenter import Segmenter
@@ -62,19 +61,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     logging.basicConfig(format="%(message)s")
     with plain_errors("token_curve.py"):
-        with _named_errors(args.output):
+        with write_errors(f"--output {args.output}"):
             os.makedirs(os.path.dirname(args.output) or ".", exist_ok=True)
         rows = measure(args)
-        with _named_errors(args.output):
+        with write_errors(f"--output {args.output}"):
             write(rows, args.output)
-
-
-@contextlib.contextmanager
-def _named_errors(output: str) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise UserError(f"Cannot write --output {output}: {error.strerror or error}.") from error
 
 
 def measure(args: argparse.Namespace) -> list[dict]:

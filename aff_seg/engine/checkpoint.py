@@ -9,12 +9,11 @@ from typing import Any
 from detectron2.checkpoint import DetectionCheckpointer
 from torch import Tensor
 
+from aff_seg.atomic_file import atomic_open, remove_unfinished
 from aff_seg.engine.checkpoint_file import (
-    atomic_open,
     check_weights_exist,
     is_intact,
     read_checkpoint,
-    remove_unfinished,
     write_checkpoint,
 )
 from aff_seg.engine.recognition import BACKBONE, names_of

@@ -1,12 +1,10 @@
 """Files of weights and training states: reading without running code, writing in one step."""
 
-import contextlib
 import os
 import pickle
 import re
 import zipfile
-from collections.abc import Iterator
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import safetensors
@@ -16,16 +14,15 @@ from detectron2.checkpoint.c2_model_loading import convert_c2_detectron_names
 from torch import Tensor
 from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
 
+from aff_seg.atomic_file import atomic_open
 from aff_seg.engine import plain_pickle
-from aff_seg.errors import UserError
+from aff_seg.errors import UserError, write_errors
 
 # Beginnings of an archive, such as torch.save writes, and of a file that it wrote before.
 ARCHIVE = b"PK"
 TORCH_LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 # Where files keep weights, unless they hold nothing else.
 WEIGHTS_KEYS = ("model", "state_dict", "blobs")
-# End of the names of files that are being written.
-UNFINISHED = ".unfinished"
 
 
 def check_weights_exist(path: str) -> None:
@@ -153,58 +150,12 @@ def _more_than_tensors(path: str, name: str, load: str) -> UserError:
     )
 
 
-@contextlib.contextmanager
-def atomic_open(path: str) -> Iterator[IO[bytes]]:
-    """Open ``path`` for writing; it changes only when the block ends, and then at once."""
-    folder, name = os.path.split(path)
-    unfinished = os.path.join(folder, f".{name}{UNFINISHED}")
-    try:
-        with open(unfinished, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(unfinished, path)
-        _sync_folder(folder or ".")
-    finally:
-        if os.path.exists(unfinished):
-            os.remove(unfinished)
-
-
 def write_checkpoint(path: str, content: dict[str, Any]) -> None:
     """Write a file of :func:`torch.save` in one step.
 
     Raises:
         UserError: there is no space, or whatever else hinders the system.
     """
-    try:
-        with atomic_open(path) as file:
-            torch.save(content, file)
-    except (OSError, RuntimeError) as error:
-        reason = system_error(error)
-        if reason is None:
-            raise
-        raise UserError(
-            f"Cannot write checkpoint {path}: {reason.strerror}; make room and go on with --resume."
-        ) from error
-
-
-def system_error(error: Exception) -> OSError | None:
-    """The system's error in one of writing, which torch hides behind its own; None if none is."""
-    reason = error if isinstance(error, OSError) else error.__context__
-    return reason if isinstance(reason, OSError) else None
-
-
-def remove_unfinished(folder: str) -> None:
-    """Remove what killed processes have left of :func:`atomic_open` in a folder."""
-    for name in os.listdir(folder):
-        if name.startswith(".") and name.endswith(UNFINISHED):
-            os.remove(os.path.join(folder, name))
-
-
-def _sync_folder(folder: str) -> None:
-    """Have the names in a folder outlast a loss of power."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    remedy = "make room and go on with --resume"
+    with write_errors(f"checkpoint {path}", remedy), atomic_open(path) as file:
+        torch.save(content, file)

@@ -13,8 +13,9 @@ from detectron2.engine import HookBase, hooks
 from detectron2.utils import comm
 from torch import nn
 
+from aff_seg.atomic_file import atomic_open
 from aff_seg.engine.checkpoint import Checkpointer
-from aff_seg.engine.checkpoint_file import atomic_open, write_checkpoint
+from aff_seg.engine.checkpoint_file import write_checkpoint
 from aff_seg.engine.curves import plot_curves
 from aff_seg.evaluation.report import metric_of
 from aff_seg.randomness import random_state

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from tabulate import tabulate
 
-from aff_seg.engine.checkpoint_file import atomic_open
+from aff_seg.atomic_file import atomic_open
 
 # {dataset: {task: {metric: value}}}
 Results = Mapping[str, Mapping[str, Mapping[str, float]]]

@@ -8,9 +8,9 @@ from detectron2.data import Metadata
 from panopticapi.utils import id2rgb
 from PIL import Image
 
+from aff_seg.atomic_file import atomic_open
 from aff_seg.data.loaders import entries, read_json
 from aff_seg.data.metadata import class_attribute
-from aff_seg.engine.checkpoint_file import atomic_open
 from aff_seg.errors import UserError
 from aff_seg.prediction.segmentation import Segmentation
 

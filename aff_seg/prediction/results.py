@@ -10,8 +10,8 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from aff_seg.engine.checkpoint_file import atomic_open
-from aff_seg.errors import UserError, enough_memory
+from aff_seg.atomic_file import atomic_open
+from aff_seg.errors import UserError, enough_memory, write_errors
 from aff_seg.prediction.coco_panoptic import CocoPanopticWriter
 from aff_seg.prediction.images import read_image
 from aff_seg.prediction.inputs import is_video
@@ -96,7 +96,7 @@ class ResultWriter:
                 results are written; or these cannot be written.
         """
         with (
-            _named_errors(source),
+            write_errors(f"the results of {source}"),
             # The videos are finished first: OpenCV tells of a full disk only then.
             atomic_open(self._path(f"{name}.jsonl")) as lines,
             contextlib.ExitStack() as videos,
@@ -129,14 +129,14 @@ class ResultWriter:
     def close(self) -> None:
         """Write what is of all pictures together."""
         if self._panoptic is not None:
-            with _named_errors("all pictures"):
+            with write_errors("the results of all pictures"):
                 self._panoptic.finish()
 
     def _process_picture(self, path: str, name: str) -> None:
         image = read_image(path)
         found = self._segment(image)
         told = {"image": path, **self._model.to_json(found[0])}
-        with _named_errors(path):
+        with write_errors(f"the results of {path}"):
             for kind, picture in self._draw(image, found):
                 with atomic_open(self._path(f"{name}_{kind}.png")) as file:
                     Image.fromarray(picture).save(file, format="PNG", compress_level=3)
@@ -171,14 +171,3 @@ class ResultWriter:
 
     def _path(self, name: str) -> str:
         return os.path.join(self._folder, name)
-
-
-@contextlib.contextmanager
-def _named_errors(source: str) -> Iterator[None]:
-    """Tell of results that cannot be written with the name of what they are of."""
-    try:
-        yield
-    except OSError as error:
-        raise UserError(
-            f"Cannot write the results of {source}: {error.strerror or error}."
-        ) from error

@@ -22,8 +22,9 @@ from detectron2.modeling import META_ARCH_REGISTRY
 from published_shapes import backbone_shapes, classification_shapes, weights_of
 from torch import nn
 
+from aff_seg.atomic_file import atomic_open
 from aff_seg.engine.checkpoint import Checkpointer, compare
-from aff_seg.engine.checkpoint_file import atomic_open, is_intact, read_checkpoint
+from aff_seg.engine.checkpoint_file import is_intact, read_checkpoint
 from aff_seg.errors import UserError
 from aff_seg.setup_cfg import load_cfg
 

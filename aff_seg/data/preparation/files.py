@@ -9,7 +9,7 @@ from typing import IO, Any
 import numpy as np
 from PIL import Image
 
-from aff_seg.engine.checkpoint_file import atomic_open
+from aff_seg.atomic_file import atomic_open
 from aff_seg.errors import UserError
 
 # What Pillow raises for damaged files of various formats.
