@@ -22,6 +22,8 @@ class Points:
             does not downsample.
         survivors: ``(B, N')`` indices of the tokens the next stage keeps, ascending; None
             where the stage does not downsample.
+        cluster_size: tokens of a cluster, m, each cluster m tokens in a row; None for cells of a
+            grid.
     """
 
     feat: Tensor

@@ -77,5 +77,10 @@ def class_attribute(metadata: Metadata, kind: str, category_id: int, is_thing: b
     return entries[category_id] if category_id < len(entries) else None
 
 
+def class_name(metadata: Metadata, category_id: int, is_thing: bool) -> str:
+    """The name of a class, or ``class <index>`` where the dataset gives none."""
+    return class_attribute(metadata, "classes", category_id, is_thing) or f"class {category_id}"
+
+
 def _id_map(categories: Sequence[dict]) -> dict[int, int]:
     return {c["id"]: i for i, c in enumerate(categories)}

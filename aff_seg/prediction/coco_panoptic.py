@@ -10,7 +10,7 @@ from PIL import Image
 
 from aff_seg.atomic_file import atomic_open
 from aff_seg.data.loaders import entries, read_json
-from aff_seg.data.metadata import class_attribute
+from aff_seg.data.metadata import class_name
 from aff_seg.errors import UserError
 from aff_seg.prediction.segmentation import Segmentation
 
@@ -57,6 +57,7 @@ class CocoPanopticWriter:
 
         Raises:
             UserError: another image has the same id.
+            OSError: the PNG cannot be written.
         """
         if segmentation.segments is None:
             raise ValueError("the segmentation has no panoptic map")
@@ -95,17 +96,19 @@ class CocoPanopticWriter:
         )
 
     def finish(self) -> None:
-        """Write the JSON file of the images so far."""
+        """Write the JSON file of the images so far.
+
+        Raises:
+            OSError: it cannot be written.
+        """
         used = {s["category_id"] for a in self._annotations for s in a["segments_info"]}
         known = set(self._metadata.get("thing_dataset_id_to_contiguous_id", {}))
         index_of = {category_id: index for index, category_id in self._id_of.items()}
         categories = []
         for category_id in sorted(used | set(index_of)):
             index, is_thing = index_of.get(category_id, category_id), category_id in known
-            name = class_attribute(self._metadata, "classes", index, is_thing)
-            categories.append(
-                {"id": category_id, "name": name or f"class {index}", "isthing": int(is_thing)}
-            )
+            name = class_name(self._metadata, index, is_thing)
+            categories.append({"id": category_id, "name": name, "isthing": int(is_thing)})
         content = {
             "images": list(self._images.values()),
             "annotations": self._annotations,

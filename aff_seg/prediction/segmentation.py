@@ -117,12 +117,15 @@ class Segmentation:
 
     Attributes:
         size: (H, W) of the image.
+        ids: ``(h, w)`` int32, what ``panoptic`` is scaled from.
         segments: of the panoptic map: ``id`` (from 1), ``isthing``, ``category_id``.
+        labels: ``(h, w)`` int32, what ``semantic`` is scaled from.
         found: instances, best first; see also ``masks``, ``boxes``, ``classes`` and ``scores``.
         tokens: per level, "res2" to "res5", ``(N, 2)`` int64 positions (x, y) in stride-4 pixels
             of the network's input; some may lie in its padding. Only if asked for.
         importance: per level but the last, ``(N,)`` float32 in (0, 1), that of the tokens.
-        cluster_size: per level, of how many tokens in a row each cluster is.
+        cluster_size: per level, of how many tokens in a row each cluster is; None for cells of a
+            grid.
         input_size: (H, W) in pixels that the image had in the network's input, without padding.
     """
 
@@ -133,7 +136,7 @@ class Segmentation:
     found: list[Found] | None = None
     tokens: Mapping[str, np.ndarray] | None = None
     importance: Mapping[str, np.ndarray] | None = None
-    cluster_size: Mapping[str, int] | None = None
+    cluster_size: Mapping[str, int | None] | None = None
     input_size: Size | None = None
 
     @cached_property

@@ -6,13 +6,8 @@ import numpy as np
 import pycocotools.mask
 from detectron2.data import Metadata
 
-from aff_seg.data.metadata import class_attribute
+from aff_seg.data.metadata import class_name
 from aff_seg.prediction.segmentation import Segment, Segmentation
-
-
-def class_name(metadata: Metadata, category_id: int, is_thing: bool) -> str:
-    """The name of a class, or ``class <index>`` where the dataset gives none."""
-    return class_attribute(metadata, "classes", category_id, is_thing) or f"class {category_id}"
 
 
 def segments_to_json(segmentation: Segmentation, metadata: Metadata) -> dict[str, Any]:

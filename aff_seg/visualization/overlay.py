@@ -13,9 +13,8 @@ import cv2
 import numpy as np
 from detectron2.data import Metadata
 
-from aff_seg.data.metadata import class_attribute
+from aff_seg.data.metadata import class_attribute, class_name
 from aff_seg.prediction.segmentation import Segment, Segmentation, resize_nearest
-from aff_seg.prediction.segments import class_name
 from aff_seg.visualization.lettering import Label, write_labels
 
 # Images whose longer side is shorter than this are enlarged by a whole factor.

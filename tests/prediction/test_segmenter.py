@@ -9,10 +9,10 @@ import torch
 from detectron2.modeling import build_model
 from PIL import Image
 
+from aff_seg.data.metadata import class_name
 from aff_seg.errors import UserError
 from aff_seg.prediction.segmentation import Found, PackedMask, Segmentation
 from aff_seg.prediction.segmenter import MAX_RESULT_PIXELS, Segmenter, result_size
-from aff_seg.prediction.segments import class_name
 from aff_seg.prediction.tiles import LEAST_SCORE
 from aff_seg.setup_cfg import find_config, load_cfg
 from aff_seg.visualization.token_figure import FIGURES
