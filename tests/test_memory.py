@@ -43,6 +43,14 @@ def test_peak_memory_of_panoptic_inference():
     assert 100 < peak_of(SCRIPT) < STATED_MIB
 
 
+def test_the_pages_state_these_limits():
+    for page, limit in (
+        ("results", f"{STATED_MIB} MiB"),
+        ("python", f"below {STATED_TILED_MIB // 1024} GiB"),
+    ):
+        assert limit in " ".join(Path("docs", f"{page}.md").read_text().split())
+
+
 def peak_of(script):
     """What it prints last, MiB."""
     done = subprocess.run(

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from aff_seg.errors import UserError
-from aff_seg.setup_cfg import announce_device, load_cfg
+from aff_seg.setup_cfg import announce_device, find_config, load_cfg
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 MINI = str(CONFIGS / "cityscapes" / "panoptic" / "aff_mini.yaml")
@@ -176,3 +176,21 @@ def test_schedule_is_rescaled_to_the_batch_on_request():
 )
 def test_wrong_keys_of_the_solver_are_told(opts, sentence):
     assert sentence in error_of(MINI, opts)
+
+
+def test_a_config_is_found_by_its_name():
+    assert find_config("ade20k/semantic/aff_tiny").endswith("configs/ade20k/semantic/aff_tiny.yaml")
+    assert find_config(Path("configs/quick/shapes_demo.yaml")) == "configs/quick/shapes_demo.yaml"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "right"),
+    [
+        ("ade20k/semantic/aff_tny", "ade20k/semantic/aff_tiny"),
+        ("configs/ade20k/semantic/r5.yaml", "ade20k/semantic/r50"),
+        ("detectron2/mask_rcnn_aff_tiny_fpn_1x", "detectron2/mask_rcnn_aff_tiny_fpn_3x"),
+    ],
+)
+def test_a_name_that_is_wrong_gets_the_nearest_one(wrong, right):
+    with pytest.raises(UserError, match=f"There is no config {wrong}; .* take {right}\\.$"):
+        find_config(wrong)
