@@ -427,7 +427,7 @@ class Camera:
         assert source == 0
         self.frames = frames_until_interrupt(2)
 
-    def isOpened(self):  # noqa: N802
+    def isOpened(self):
         return True
 
     def get(self, key):

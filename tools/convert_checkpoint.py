@@ -14,7 +14,6 @@ import argparse
 import os
 import re
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import safetensors.torch
 import torch
@@ -24,6 +23,7 @@ from torch import Tensor, nn
 
 from aff_seg.atomic_file import atomic_open
 from aff_seg.cli import plain_errors
+from aff_seg.config_files import config_folder
 from aff_seg.engine.checkpoint import Match, compare
 from aff_seg.engine.checkpoint_file import check_weights_exist, read_checkpoint
 from aff_seg.engine.recognition import (
@@ -39,7 +39,6 @@ from aff_seg.errors import UserError, write_errors
 from aff_seg.setup_cfg import load_cfg
 
 PROGRAM = "convert_checkpoint.py"
-CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 SUFFIXES = (".safetensors", ".pth")
 PARTS = ("all", "backbone")
 # Where a published file of so many classes belongs; a backbone belongs anywhere.
@@ -193,7 +192,7 @@ def _published_config(found: Recognised) -> str:
         folder = FOLDERS.get(found.classes)
     if found.variant is None or folder is None:
         return ""
-    return str(CONFIGS / folder / f"aff_{found.variant}.yaml")
+    return str(config_folder() / folder / f"aff_{found.variant}.yaml")
 
 
 def _model(config_file: str) -> nn.Module | None:

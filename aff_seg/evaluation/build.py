@@ -47,10 +47,11 @@ SEMANTIC = Entry(
     ("mIoU", "fwIoU", "mACC", "pACC", "IoU-", "ACC-"),
     SemanticEvaluator,
 )
+_COCO_METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AP-")
 INSTANCE = Entry(
     "instances",
     ("segm", "bbox"),
-    ("AP", "AP50", "AP75", "APs", "APm", "APl", "AP-"),
+    _COCO_METRICS,
     InstanceEvaluator,
     reads="json_file",
 )
@@ -63,7 +64,7 @@ PANOPTIC = Entry(
 BOXES = Entry(
     "boxes",
     ("bbox",),
-    ("AP", "AP50", "AP75", "APs", "APm", "APl", "AP-"),
+    _COCO_METRICS,
     partial(InstanceEvaluator, tasks=("bbox",)),
     reads="json_file",
 )

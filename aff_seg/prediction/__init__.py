@@ -1,1 +1,1 @@
-"""A trained model on pictures: reading them, running it, its segments as JSON."""
+"""A trained model on pictures and videos: reading them, running it, what it found, as files."""

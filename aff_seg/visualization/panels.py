@@ -1,4 +1,4 @@
-"""Titled pictures of one size side by side."""
+"""Figures of titled pictures of one size, side by side."""
 
 import math
 from collections.abc import Sequence
@@ -17,7 +17,6 @@ ASPECT = 16 / 9
 MARGIN = 8
 
 Panel = tuple[str, np.ndarray]
-Size = tuple[int, int]
 
 
 def background(image: np.ndarray, *, blurred: bool = False) -> np.ndarray:
@@ -33,33 +32,6 @@ def background(image: np.ndarray, *, blurred: bool = False) -> np.ndarray:
     if blurred:
         return cv2.GaussianBlur(picture, (0, 0), sigmaX=max(picture.shape[:2]) / 80)
     return picture
-
-
-def cells(positions: np.ndarray, input_size: Size) -> tuple[np.ndarray, np.ndarray]:
-    """Which tokens lie in the image, not in its padding, and a map of them.
-
-    Args:
-        positions: ``(N, 2)`` (x, y) of the tokens in stride-4 pixels.
-        input_size: (H, W) of the image in the network's input.
-
-    Returns:
-        ``(N,)`` bool; ``(ceil(H / 4), ceil(W / 4))`` int64, the token of each stride-4 pixel, -1
-        for none.
-    """
-    rows, columns = (-(-side // 4) for side in input_size)
-    x, y = positions.T
-    inside = (x < columns) & (y < rows)
-    token = np.full((rows, columns), -1)
-    token[y[inside], x[inside]] = np.flatnonzero(inside)
-    return inside, token
-
-
-def spread(token: np.ndarray, size: Size, input_size: Size) -> np.ndarray:
-    """A map of stride-4 pixels at the size of a picture of the image, (H, W)."""
-    rows, columns = (
-        nearest(target, source) // 4 for target, source in zip(size, input_size, strict=True)
-    )
-    return token[rows[:, None], columns]
 
 
 def arrange(

@@ -7,8 +7,8 @@ import cv2
 import numpy as np
 
 from aff_seg.errors import UserError
-from aff_seg.prediction.segmentation import Segmentation
-from aff_seg.visualization.panels import arrange, background, cells, spread
+from aff_seg.prediction.segmentation import Segmentation, Size, nearest
+from aff_seg.visualization.panels import arrange, background
 
 # A stage works on the tokens that survived the downsampling before it.
 STAGES = {"Stage 1": "res2", "Stage 2": "res3", "Stage 3": "res4", "Stage 4": "res5"}
@@ -116,6 +116,33 @@ FIGURES: dict[str, Callable[..., np.ndarray]] = {
 }
 
 
+def cells(positions: np.ndarray, input_size: Size) -> tuple[np.ndarray, np.ndarray]:
+    """Which tokens lie in the image, not in its padding, and a map of them.
+
+    Args:
+        positions: ``(N, 2)`` (x, y) of the tokens in stride-4 pixels.
+        input_size: (H, W) of the image in the network's input.
+
+    Returns:
+        ``(N,)`` bool; ``(ceil(H / 4), ceil(W / 4))`` int64, the token of each stride-4 pixel, -1
+        for none.
+    """
+    rows, columns = (-(-side // 4) for side in input_size)
+    x, y = positions.T
+    inside = (x < columns) & (y < rows)
+    token = np.full((rows, columns), -1)
+    token[y[inside], x[inside]] = np.flatnonzero(inside)
+    return inside, token
+
+
+def spread(token: np.ndarray, size: Size, input_size: Size) -> np.ndarray:
+    """A map of stride-4 pixels at the size of a picture of the image, (H, W)."""
+    rows, columns = (
+        nearest(target, source) // 4 for target, source in zip(size, input_size, strict=True)
+    )
+    return token[rows[:, None], columns]
+
+
 def _check_tokens(segmentation: Segmentation, *, clustered: bool = False) -> None:
     if segmentation.tokens is None:
         raise UserError("This result is without tokens; segment the image with tokens=True.")
@@ -129,7 +156,7 @@ def _grey(picture: np.ndarray) -> np.ndarray:
 
 
 def _paint(
-    picture: np.ndarray, token: np.ndarray, colours: np.ndarray, input_size: tuple[int, int]
+    picture: np.ndarray, token: np.ndarray, colours: np.ndarray, input_size: Size
 ) -> np.ndarray:
     """Lay the colours ``(N, 3)`` of tokens over a picture, where there is a token."""
     shown = spread(token, picture.shape[:2], input_size)

@@ -29,7 +29,7 @@ class Capture:
     def __call__(self, source):
         return self
 
-    def isOpened(self):  # noqa: N802
+    def isOpened(self):
         return True
 
     def get(self, key):

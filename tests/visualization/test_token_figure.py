@@ -6,13 +6,15 @@ import pytest
 
 from aff_seg.prediction.segmentation import Segmentation
 from aff_seg.visualization import token_figure
-from aff_seg.visualization.panels import background, cells, spread
+from aff_seg.visualization.panels import background
 from aff_seg.visualization.token_figure import (
     COLOURS,
     RED,
+    cells,
     draw_clusters,
     draw_importance,
     draw_tokens,
+    spread,
 )
 
 LEVELS = ("res2", "res3", "res4", "res5")
