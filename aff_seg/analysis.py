@@ -17,6 +17,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from detectron2.config import CfgNode
+from detectron2.modeling import build_model
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -96,6 +98,20 @@ def analyze(model: nn.Module, inputs: Any) -> Analysis:
         stack.enter_context(watch)
         model(inputs)
     return analysis
+
+
+def analyze_config(cfg: CfgNode, size: tuple[int, int]) -> Analysis:
+    """Cost of segmenting one black image with the model of a config.
+
+    Its weights are random: FLOPs depend on them only where results are resized to the image.
+
+    Args:
+        cfg: of any architecture.
+        size: (H, W) of the image in pixels.
+    """
+    torch.manual_seed(0)
+    image = torch.zeros(3, *size)
+    return analyze(build_model(cfg), [{"image": image, "height": size[0], "width": size[1]}])
 
 
 def _holders(name: str) -> list[str]:

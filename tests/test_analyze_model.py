@@ -79,7 +79,10 @@ def test_references_count_as_the_native_operators_do(run, monkeypatch):
     ("change", "message"),
     [
         (("--size", "0", "96"), "--size is 0 96, but must be two numbers of at least 1."),
-        (("--size", "2000000", "2000000"), "--size 2000000 2000000 needs more memory than there"),
+        (
+            ("--size", "2000000", "2000000"),
+            "--size is 2000000 2000000, which needs more memory",
+        ),
         (("--depth", "-1"), "--depth is -1, but must be at least 0."),
         (("--config-file", "configs/none.yaml"), "configs/none.yaml does not exist"),
         (("MODEL.AFF.DEPTH", "[1,1,1,1]"), "did you mean MODEL.AFF.DEPTHS?"),

@@ -8,12 +8,9 @@ resized to the image can FLOPs depend on them, a little.
 
 import argparse
 
-import torch
-from detectron2.config import CfgNode
-from detectron2.modeling import build_model
 from tabulate import tabulate
 
-from aff_seg.analysis import EARLY_MASKS, Analysis, analyze
+from aff_seg.analysis import EARLY_MASKS, Analysis, analyze_config
 from aff_seg.cli import plain_errors
 from aff_seg.errors import UserError, enough_memory
 from aff_seg.setup_cfg import load_cfg
@@ -22,22 +19,6 @@ PROGRAM = "analyze_model.py"
 GIGA, MEBI = 1e9, 2**20
 # What the model does itself, such as results from masks.
 OUTSIDE = "outside of these"
-
-
-def analyze_config(cfg: CfgNode, size: tuple[int, int]) -> Analysis:
-    """Cost of segmenting one black image of ``size``, (height, width) in pixels.
-
-    Raises:
-        UserError: ``size`` has no pixel, or memory does not suffice.
-    """
-    if min(size) < 1:
-        raise UserError(f"--size is {size[0]} {size[1]}, but must be two numbers of at least 1.")
-    torch.manual_seed(0)
-    model = build_model(cfg)
-    too_large = f"--size {size[0]} {size[1]} needs more memory than there is; take a smaller one."
-    with enough_memory(too_large):
-        image = torch.zeros(3, *size)
-        return analyze(model, [{"image": image, "height": size[0], "width": size[1]}])
 
 
 def report(analysis: Analysis, *, depth: int) -> str:
@@ -119,8 +100,13 @@ def main() -> None:
     with plain_errors(PROGRAM):
         if args.depth < 0:
             raise UserError(f"--depth is {args.depth}, but must be at least 0.")
+        size = f"--size is {args.size[0]} {args.size[1]}"
+        if min(args.size) < 1:
+            raise UserError(f"{size}, but must be two numbers of at least 1.")
         cfg = load_cfg(args.config_file, args.opts)
-        print(report(analyze_config(cfg, tuple(args.size)), depth=args.depth))
+        with enough_memory(f"{size}, which needs more memory than there is; take a smaller one."):
+            analysis = analyze_config(cfg, tuple(args.size))
+        print(report(analysis, depth=args.depth))
 
 
 if __name__ == "__main__":
