@@ -38,7 +38,7 @@ from aff_seg.evaluation import (
     save_results,
 )
 from aff_seg.randomness import make_deterministic
-from aff_seg.setup_cfg import announce_device, load_cfg
+from aff_seg.setup_cfg import announce_device, find_config, load_cfg
 from aff_seg.stopping import ending_at_once
 
 PROGRAM = "train_net.py"
@@ -49,6 +49,7 @@ logger = logging.getLogger("aff_seg.train_net")
 
 def setup(args: argparse.Namespace) -> CfgNode:
     """Load the config, start the logs in its ``OUTPUT_DIR``, seed everything."""
+    args.config_file = find_config(args.config_file)  # Detectron2 logs it
     cfg = load_cfg(args.config_file, args.opts)
     if cfg.DETERMINISTIC:
         cfg.SEED = max(cfg.SEED, 0)

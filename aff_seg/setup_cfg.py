@@ -5,6 +5,7 @@ import logging
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 from urllib.parse import urljoin
 
@@ -53,18 +54,13 @@ def find_config(name: str | os.PathLike) -> str:
     name = os.fspath(name)
     if os.path.isfile(name):
         return name
-    folder = config_folder()
-    wanted = name.removesuffix(".yaml").removeprefix("configs/")
-    path = folder / f"{wanted}.yaml"
+    path = config_folder() / f"{_below_configs(name)}.yaml"
     if path.is_file():
         return str(path)
-    known = [p.relative_to(folder).with_suffix("").as_posix() for p in folder.rglob("*/*.yaml")]
-    whole = [k for k in known if "/Base-" not in k and not k.startswith("models/")]
-    close = difflib.get_close_matches(wanted, whole, n=1, cutoff=0.0)
-    raise UserError(f"There is no config {name}; give the path of a yaml file, or take {close[0]}.")
+    raise UserError(_missing_config(name))
 
 
-def load_cfg(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
+def load_cfg(config_file: str | os.PathLike, opts: Sequence[str] = ()) -> CfgNode:
     """Detectron2's defaults, this project's, a config file and overrides, in this order.
 
     ``MODEL.DEVICE`` becomes ``cpu`` where no GPU is visible; :func:`announce_device` says so.
@@ -72,8 +68,9 @@ def load_cfg(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
     Detectron2's own architectures is. Datasets of ``DATASETS.CUSTOM`` are registered.
 
     Args:
-        config_file: path of a yaml file; its ``_BASE_`` files are merged first. They may be those
-            of the installed Detectron2, see :class:`aff_seg.config_files.Detectron2Configs`.
+        config_file: path of a yaml file, or its place among this project's, see
+            :func:`find_config`; its ``_BASE_`` files are merged first. They may be those of the
+            installed Detectron2, see :class:`aff_seg.config_files.Detectron2Configs`.
         opts: ``[KEY, VALUE, KEY, VALUE, ...]``, merged last.
 
     Returns:
@@ -86,7 +83,7 @@ def load_cfg(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
     """
     cfg = get_cfg()
     add_aff_config(cfg)
-    named = {*_merge_file(cfg, config_file), *_merge_opts(cfg, list(opts))}
+    named = {*_merge_file(cfg, find_config(config_file)), *_merge_opts(cfg, list(opts))}
     _check_values(cfg)
     if "MODEL.META_ARCHITECTURE" in named and "INPUT.DATASET_MAPPER_NAME" not in named:
         if cfg.MODEL.META_ARCHITECTURE in ARCHITECTURES:
@@ -106,8 +103,6 @@ def announce_device(cfg: CfgNode) -> None:
 
 def _merge_file(cfg: CfgNode, config_file: str) -> Iterable[str]:
     """Merge a file and what it builds on; returns the keys that these name."""
-    if not os.path.isfile(config_file):
-        raise UserError(_missing_config(config_file))
     known = dict(_leaves(cfg))
     origin = {}
     for path, settings in _inherited(config_file):
@@ -282,15 +277,21 @@ def _wrong_type(key: str, value: Any, default: Any) -> str:
     )
 
 
-def _missing_config(config_file: str) -> str:
-    if not config_file:
+def _missing_config(name: str) -> str:
+    if not name:
         return "Give a config, such as --config-file configs/cityscapes/panoptic/aff_mini.yaml."
-    folder = os.path.dirname(config_file) or "."
-    if not os.path.isdir(folder):
-        return f"Config file {config_file} does not exist: there is no folder {folder}."
-    there = sorted(
-        name[: -len(".yaml")]
-        for name in os.listdir(folder)
-        if name.endswith(".yaml") and not name.startswith("Base-")
-    )
-    return f"Config file {config_file} does not exist; {folder} has {', '.join(there) or 'none'}."
+    beside = Path(name).parent
+    files = beside.glob("*.yaml") if os.path.dirname(name) else ()
+    there = sorted(path.stem for path in files if not path.stem.startswith("Base-"))
+    if there:
+        return f"Config file {name} does not exist; {beside} has {', '.join(there)}."
+    folder = config_folder()
+    known = [p.relative_to(folder).with_suffix("").as_posix() for p in folder.rglob("*/*.yaml")]
+    whole = [k for k in known if "/Base-" not in k and not k.startswith("models/")]
+    (close,) = difflib.get_close_matches(_below_configs(name), whole, n=1, cutoff=0.0)
+    return f"There is no config {name}; give the path of a yaml file, or take {close}."
+
+
+def _below_configs(name: str) -> str:
+    """A config's place below ``configs``, without suffix."""
+    return name.removesuffix(".yaml").removeprefix("configs/")

@@ -21,7 +21,7 @@ from aff_seg.prediction.results import KINDS, ResultWriter
 from aff_seg.prediction.segmenter import Segmenter
 from aff_seg.prediction.tiles import LEAST_TILE
 from aff_seg.prediction.video import VideoReader
-from aff_seg.setup_cfg import announce_device, find_config, load_cfg
+from aff_seg.setup_cfg import announce_device, load_cfg
 from aff_seg.visualization.token_figure import FIGURES
 
 PROGRAM = "demo.py"
@@ -207,7 +207,7 @@ def load_configs(args: argparse.Namespace) -> dict[str, CfgNode]:
         pairs.append((args.other_config_file, args.other_weights))
     configs = {}
     for number, (config, weights) in enumerate(pairs, start=1):
-        cfg = load_cfg(find_config(config), [*args.opts, "MODEL.WEIGHTS", weights])
+        cfg = load_cfg(config, [*args.opts, "MODEL.WEIGHTS", weights])
         check_weights_exist(weights)
         configs[f"{number}: {os.path.splitext(os.path.basename(config))[0]}"] = cfg
     return configs

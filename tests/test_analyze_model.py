@@ -78,13 +78,13 @@ def test_references_count_as_the_native_operators_do(run, monkeypatch):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (("--size", "0", "96"), "--size is 0 96, but must be two numbers of at least 1."),
+        (("--size", "0", "96"), "--size 0 96 has no pixel; give two numbers of at least 1."),
         (
             ("--size", "2000000", "2000000"),
-            "--size is 2000000 2000000, which needs more memory",
+            "--size 2000000 2000000 needs more memory than there",
         ),
         (("--depth", "-1"), "--depth is -1, but must be at least 0."),
-        (("--config-file", "configs/none.yaml"), "configs/none.yaml does not exist"),
+        (("--config-file", "configs/none.yaml"), "There is no config configs/none.yaml; give"),
         (("MODEL.AFF.DEPTH", "[1,1,1,1]"), "did you mean MODEL.AFF.DEPTHS?"),
     ],
 )

@@ -112,7 +112,7 @@ def test_unknown_variant_lists_those_there_are():
         f"Config file {missing} does not exist; {missing.parent} has aff_base, aff_mini, "
         "aff_mini_1_5th, aff_small, aff_small_1_5th, aff_tiny, aff_tiny_1_5th, r50, swin_tiny."
     )
-    assert "there is no folder" in error_of("nowhere/aff_mini.yaml")
+    assert error_of("nowhere/aff_mini.yaml").startswith("There is no config nowhere/aff_mini.yaml;")
     assert error_of("").startswith("Give a config")
 
 
@@ -181,13 +181,14 @@ def test_wrong_keys_of_the_solver_are_told(opts, sentence):
 def test_a_config_is_found_by_its_name():
     assert find_config("ade20k/semantic/aff_tiny").endswith("configs/ade20k/semantic/aff_tiny.yaml")
     assert find_config(Path("configs/quick/shapes_demo.yaml")) == "configs/quick/shapes_demo.yaml"
+    assert load_cfg("cityscapes/panoptic/aff_mini") == load_cfg(MINI)
 
 
 @pytest.mark.parametrize(
     ("wrong", "right"),
     [
         ("ade20k/semantic/aff_tny", "ade20k/semantic/aff_tiny"),
-        ("configs/ade20k/semantic/r5.yaml", "ade20k/semantic/r50"),
+        ("configs/ade20k/semantics/r5.yaml", "ade20k/semantic/r50"),
         ("detectron2/mask_rcnn_aff_tiny_fpn_1x", "detectron2/mask_rcnn_aff_tiny_fpn_3x"),
     ],
 )

@@ -3,7 +3,7 @@
 import torch
 from detectron2.modeling import build_model
 
-from aff_seg.setup_cfg import find_config, load_cfg
+from aff_seg.setup_cfg import load_cfg
 
 CONFIG = "quick/shapes_cityscapes_panoptic"
 TINY = {
@@ -29,7 +29,7 @@ OPTS = [word for pair in TINY.items() for word in pair]
 def save_weights(folder, config=CONFIG):
     """Write random weights for a config with ``OPTS``; returns the path."""
     torch.manual_seed(0)
-    model = build_model(load_cfg(find_config(config), OPTS))
+    model = build_model(load_cfg(config, OPTS))
     path = folder / "tiny.pth"
     torch.save({"model": model.state_dict()}, path)
     return str(path)

@@ -88,7 +88,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--config-file", required=True, metavar="F", help="config of the model")
+    parser.add_argument(
+        "--config-file", required=True, metavar="F", help="config of the model, path or name"
+    )
     parser.add_argument(
         "--size", required=True, nargs=2, type=int, metavar=("H", "W"), help="of the image"
     )
@@ -100,11 +102,11 @@ def main() -> None:
     with plain_errors(PROGRAM):
         if args.depth < 0:
             raise UserError(f"--depth is {args.depth}, but must be at least 0.")
-        size = f"--size is {args.size[0]} {args.size[1]}"
+        size = f"--size {args.size[0]} {args.size[1]}"
         if min(args.size) < 1:
-            raise UserError(f"{size}, but must be two numbers of at least 1.")
+            raise UserError(f"{size} has no pixel; give two numbers of at least 1.")
         cfg = load_cfg(args.config_file, args.opts)
-        with enough_memory(f"{size}, which needs more memory than there is; take a smaller one."):
+        with enough_memory(f"{size} needs more memory than there is; take a smaller one."):
             analysis = analyze_config(cfg, tuple(args.size))
         print(report(analysis, depth=args.depth))
 

@@ -244,7 +244,8 @@ def main() -> None:
         "--config-file",
         default="",
         metavar="F",
-        help="config of the model that the weights are for (default: the published one they fit)",
+        help="config of the model that the weights are for, path or name (default: the published "
+        "one they fit)",
     )
     parser.add_argument("--half", action="store_true", help="store the weights in 16 bits")
     args = parser.parse_args()

@@ -28,7 +28,7 @@ from aff_seg.errors import UserError, write_errors
 from aff_seg.evaluation import check_evaluators, summarize
 from aff_seg.prediction.images import read_image
 from aff_seg.prediction.segmenter import Segmenter
-from aff_seg.setup_cfg import find_config, load_cfg
+from aff_seg.setup_cfg import load_cfg
 
 SHARES = (0.1, 0.15, 0.2, 0.25, 0.35, 0.5, 1.0)
 # Images whose times are measured, each at every share in turn.
@@ -71,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def measure(args: argparse.Namespace) -> list[dict]:
     """A row for each share: ``share``, ``milliseconds`` per image, and the scores in percent."""
     opts = [*args.opts, "MODEL.WEIGHTS", args.weights]
-    cfg = load_cfg(find_config(args.config_file), opts)
+    cfg = load_cfg(args.config_file, opts)
     if not cfg.DATASETS.TEST:
         raise UserError(f"{args.config_file} names no DATASETS.TEST to measure scores on.")
     cfg.DATASETS.TEST = cfg.DATASETS.TEST[:1]

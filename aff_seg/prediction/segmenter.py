@@ -21,7 +21,7 @@ from aff_seg.prediction.images import read_image, rgb_array
 from aff_seg.prediction.segmentation import Segmentation, Size, segmentation_of
 from aff_seg.prediction.segments import segments_to_json
 from aff_seg.prediction.tiles import TileGrid, TileMerger
-from aff_seg.setup_cfg import find_config, load_cfg
+from aff_seg.setup_cfg import load_cfg
 from aff_seg.visualization.overlay import MIN_SCORE, draw_segments
 from aff_seg.visualization.token_figure import FIGURES
 
@@ -98,7 +98,7 @@ class Segmenter:
         if not weights:
             raise UserError("weights names no file; give the checkpoint of the model.")
         asked = [] if device is None else ["MODEL.DEVICE", str(device)]
-        cfg = load_cfg(find_config(config), [*opts, *asked])
+        cfg = load_cfg(config, [*opts, *asked])
         if asked and cfg.MODEL.DEVICE != asked[1]:
             raise UserError(
                 f"device is {asked[1]!r}, but no GPU is visible; give 'cpu' or leave it out."
