@@ -75,6 +75,15 @@ def test_references_count_as_the_native_operators_do(run, monkeypatch):
     assert "cluster_attention" in native and run(*QUICK)[1].split("\n\n")[1] == native
 
 
+def test_heads_of_boxes_count_whatever_random_weights_find(run):
+    config = ("--config-file", "configs/detectron2/mask_rcnn_aff_tiny_fpn_3x.yaml")
+    _, output, _ = run(*config, "--size", "64", "96", "TEST.DETECTIONS_PER_IMAGE", "3")
+    row = re.search(r"^roi_heads.mask_head +\d+ +(\S+)", output, re.M)
+    # Four convolutions of 14x14, a transposed one and one of 28x28 to 80 masks, for three boxes.
+    want = 4 * 14**2 * 9 * 256**2 + 14**2 * 4 * 256**2 + 28**2 * 256 * 80
+    assert float(row[1]) == pytest.approx(3 * want / 1e9, abs=1e-3)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -3,7 +3,8 @@
     python tools/analyze_model.py --config-file configs/ade20k/semantic/aff_tiny.yaml --size 512 512
 
 One multiply-add is one FLOP, as fvcore counts. The weights are random; only where results are
-resized to the image can FLOPs depend on them, a little.
+resized to the image can FLOPs depend on them, a little. The heads of Detectron2's detectors take
+every box, however low its score, up to TEST.DETECTIONS_PER_IMAGE: the most that they can cost.
 """
 
 import argparse
@@ -32,6 +33,8 @@ def analyze_config(cfg: CfgNode, size: tuple[int, int]) -> Analysis:
     """
     if min(size) < 1:
         raise UserError(f"--size is {size[0]} {size[1]}, but must be two numbers of at least 1.")
+    cfg = cfg.clone()
+    cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = 0.0
     torch.manual_seed(0)
     model = build_model(cfg)
     too_large = f"--size {size[0]} {size[1]} needs more memory than there is; take a smaller one."
