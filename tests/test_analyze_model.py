@@ -69,6 +69,12 @@ def test_report_tells_modules_kinds_stages_and_memory(run):
     assert by_kind == pytest.approx(total(output)[1], abs=0.06)
 
 
+def test_configs_go_by_name_too_and_from_any_folder(run, monkeypatch, tmp_path):
+    by_path = run(*QUICK)[1]
+    monkeypatch.chdir(tmp_path)
+    assert run("--config-file", "quick/shapes_cityscapes_panoptic", *QUICK[2:])[1] == by_path
+
+
 def test_references_count_as_the_native_operators_do(run, monkeypatch):
     native = run(*QUICK)[1].split("\n\n")[1]
     monkeypatch.setattr(ops, "NATIVE_DEVICES", ())
@@ -90,7 +96,7 @@ def test_heads_of_boxes_count_whatever_random_weights_find(run):
         (("--size", "0", "96"), "--size is 0 96, but must be two numbers of at least 1."),
         (("--size", "2000000", "2000000"), "--size 2000000 2000000 needs more memory than there"),
         (("--depth", "-1"), "--depth is -1, but must be at least 0."),
-        (("--config-file", "configs/none.yaml"), "configs/none.yaml does not exist"),
+        (("--config-file", "configs/none.yaml"), "There is no config configs/none.yaml; give"),
         (("MODEL.AFF.DEPTH", "[1,1,1,1]"), "did you mean MODEL.AFF.DEPTHS?"),
     ],
 )

@@ -17,7 +17,7 @@ from tabulate import tabulate
 from aff_seg.analysis import EARLY_MASKS, Analysis, analyze
 from aff_seg.cli import plain_errors
 from aff_seg.errors import UserError, enough_memory
-from aff_seg.setup_cfg import load_cfg
+from aff_seg.setup_cfg import find_config, load_cfg
 
 PROGRAM = "analyze_model.py"
 GIGA, MEBI = 1e9, 2**20
@@ -110,7 +110,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--config-file", required=True, metavar="F", help="config of the model")
+    parser.add_argument(
+        "--config-file", required=True, metavar="F", help="config of the model, path or name"
+    )
     parser.add_argument(
         "--size", required=True, nargs=2, type=int, metavar=("H", "W"), help="of the image"
     )
@@ -122,7 +124,7 @@ def main() -> None:
     with plain_errors(PROGRAM):
         if args.depth < 0:
             raise UserError(f"--depth is {args.depth}, but must be at least 0.")
-        cfg = load_cfg(args.config_file, args.opts)
+        cfg = load_cfg(find_config(args.config_file), args.opts)
         print(report(analyze_config(cfg, tuple(args.size)), depth=args.depth))
 
 

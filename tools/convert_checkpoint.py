@@ -40,7 +40,7 @@ from aff_seg.engine.recognition import (
     segmentation_names,
 )
 from aff_seg.errors import UserError
-from aff_seg.setup_cfg import load_cfg
+from aff_seg.setup_cfg import find_config, load_cfg
 
 PROGRAM = "convert_checkpoint.py"
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
@@ -204,7 +204,7 @@ def _model(config_file: str) -> nn.Module | None:
     """The model of a config, on the CPU; None without a config."""
     if not config_file:
         return None
-    cfg = load_cfg(config_file)
+    cfg = load_cfg(find_config(config_file))
     return META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)(cfg)
 
 
@@ -255,7 +255,8 @@ def main() -> None:
         "--config-file",
         default="",
         metavar="F",
-        help="config of the model that the weights are for (default: the published one they fit)",
+        help="config of the model that the weights are for, path or name (default: the published "
+        "one they fit)",
     )
     parser.add_argument("--half", action="store_true", help="store the weights in 16 bits")
     args = parser.parse_args()
