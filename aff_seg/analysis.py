@@ -103,12 +103,16 @@ def analyze(model: nn.Module, inputs: Any) -> Analysis:
 def analyze_config(cfg: CfgNode, size: tuple[int, int]) -> Analysis:
     """Cost of segmenting one black image with the model of a config.
 
-    Its weights are random: FLOPs depend on them only where results are resized to the image.
+    Its weights are random: FLOPs depend on them, a little, only where results are resized to the
+    image. The heads of Detectron2's detectors take every box, however low its score, up to
+    ``TEST.DETECTIONS_PER_IMAGE``: the most that they can cost.
 
     Args:
         cfg: of any architecture.
         size: (H, W) of the image in pixels.
     """
+    cfg = cfg.clone()
+    cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = 0.0
     torch.manual_seed(0)
     image = torch.zeros(3, *size)
     return analyze(build_model(cfg), [{"image": image, "height": size[0], "width": size[1]}])

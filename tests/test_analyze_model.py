@@ -69,10 +69,25 @@ def test_report_tells_modules_kinds_stages_and_memory(run):
     assert by_kind == pytest.approx(total(output)[1], abs=0.06)
 
 
+def test_configs_go_by_name_too_and_from_any_folder(run, monkeypatch, tmp_path):
+    by_path = run(*QUICK)[1]
+    monkeypatch.chdir(tmp_path)
+    assert run("--config-file", "quick/shapes_cityscapes_panoptic", *QUICK[2:])[1] == by_path
+
+
 def test_references_count_as_the_native_operators_do(run, monkeypatch):
     native = run(*QUICK)[1].split("\n\n")[1]
     monkeypatch.setattr(ops, "NATIVE_DEVICES", ())
     assert "cluster_attention" in native and run(*QUICK)[1].split("\n\n")[1] == native
+
+
+def test_heads_of_boxes_count_whatever_random_weights_find(run):
+    config = ("--config-file", "configs/detectron2/mask_rcnn_aff_tiny_fpn_3x.yaml")
+    _, output, _ = run(*config, "--size", "64", "96", "TEST.DETECTIONS_PER_IMAGE", "3")
+    row = re.search(r"^roi_heads.mask_head +\d+ +(\S+)", output, re.M)
+    # Four convolutions of 14x14, a transposed one and one of 28x28 to 80 masks, for three boxes.
+    want = 4 * 14**2 * 9 * 256**2 + 14**2 * 4 * 256**2 + 28**2 * 256 * 80
+    assert float(row[1]) == pytest.approx(3 * want / 1e9, abs=1e-3)
 
 
 @pytest.mark.parametrize(

@@ -118,7 +118,7 @@ def compare_pictures(name, folder):
         with Image.open(ROOT / "docs" / kept) as old, Image.open(folder / "output" / made) as new:
             assert old.size == new.size
             both = [np.asarray(one.convert("RGB"), dtype=np.int16) for one in (old, new)]
-        assert np.abs(both[0] - both[1]).mean() < 8, kept
+        assert np.abs(both[0] - both[1]).mean() < 2.5, kept
 
 
 @pytest.mark.parametrize("name", QUICK)

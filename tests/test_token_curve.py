@@ -1,6 +1,7 @@
 """The program that measures scores and time by the share of tokens kept."""
 
 import importlib
+import itertools
 import json
 from pathlib import Path
 
@@ -71,3 +72,18 @@ def test_what_cannot_be_measured_is_told_before_anything_is(program, tmp_path, c
     blocked = error_of(program, capsys, "--output", str(tmp_path / "file" / "curve"))
     assert "Cannot write --output" in blocked
     assert not program.scored
+
+
+def test_the_share_stands_above_or_below_its_point(program):
+    """Also where points lie close together."""
+    milliseconds = (37, 39.2, 41.3, 42.2, 48.5, 54.3, 93)
+    columns = zip(program.SHARES, milliseconds, strict=True)
+    figure = program.draw(
+        [{"share": share, "milliseconds": x, "PQ": 66} for share, x in columns], ["PQ"]
+    )
+    figure.canvas.draw()
+    (axes,) = figure.axes
+    boxes = [text.get_window_extent() for text in axes.texts]
+    for x, box in zip(milliseconds, boxes, strict=True):
+        assert (box.x0 + box.x1) / 2 == pytest.approx(axes.transData.transform((x, 66))[0], abs=1)
+    assert not any(one.overlaps(other) for one, other in itertools.combinations(boxes, 2))

@@ -3,7 +3,8 @@
     python tools/analyze_model.py --config-file configs/ade20k/semantic/aff_tiny.yaml --size 512 512
 
 One multiply-add is one FLOP, as fvcore counts. The weights are random; only where results are
-resized to the image can FLOPs depend on them, a little.
+resized to the image can FLOPs depend on them, a little. The heads of Detectron2's detectors take
+every box, however low its score, up to TEST.DETECTIONS_PER_IMAGE: the most that they can cost.
 """
 
 import argparse

@@ -129,14 +129,16 @@ def draw(rows: list[dict], metrics: Sequence[str]) -> Figure:
     for metric in metrics:
         points = [(row["milliseconds"], row[metric]) for row in rows]
         axes.plot(*zip(*points, strict=True), marker="o", label=metric)
-    # Alternating sides, because small shares take nearly the same time.
+    # Above and below in turn, because small shares take nearly the same time.
     for i, row in enumerate(rows):
         axes.annotate(
             f"{row['share']:g}",
             (row["milliseconds"], row[metrics[0]]),
-            (-4, 5) if i % 2 == 0 else (4, -12),
+            (0, -6 if i % 2 else 6),
             textcoords="offset points",
-            ha="right" if i % 2 == 0 else "left",
+            ha="center",
+            va="top" if i % 2 else "bottom",
+            fontsize="small",
         )
     axes.set(xlabel="milliseconds per image", ylabel="score (%)", title="Each point: share kept")
     figure.legend(loc="outside right upper")

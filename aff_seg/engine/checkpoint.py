@@ -127,13 +127,21 @@ class Checkpointer(DetectionCheckpointer):
                 ) from error
         return checkpoint
 
-    def load(self, path: str, checkpointables: list[str] | None = None) -> dict[str, Any]:
+    def load(
+        self, path: str, checkpointables: list[str] | None = None, *, whole: bool = False
+    ) -> dict[str, Any]:
         """Load a checkpoint; see the class for what is refused.
+
+        Args:
+            path: of the file; may be empty.
+            checkpointables: what else to load; all that there are by default.
+            whole: refuse a file without all that the model learns, which would stay random.
 
         Raises:
             UserError: the file is missing, damaged, holds more than tensors, or is of another
                 model.
         """
+        self._whole = whole
         if path:
             check_weights_exist(path)
         try:
@@ -157,6 +165,12 @@ class Checkpointer(DetectionCheckpointer):
                     "makes a file of"
                 )
             raise UserError(f"{message}.")
+        learned = {name for name, _ in self.model.named_parameters()}
+        if self._whole and not learned.isdisjoint([*match.missing, *match.reshaped]):
+            raise UserError(
+                f"{path} does not hold all of this model and was not loaded: {match.summary()}; "
+                "take a checkpoint of this config, or train from this file first."
+            )
         if match.backbone_alone:
             logger.warning(
                 "%s is a file of a backbone, %s: the head starts from scratch.",
@@ -171,7 +185,8 @@ class Checkpointer(DetectionCheckpointer):
 
         A head that the file does not have at all is not listed.
         """
-        missing = set(incompatible.missing_keys)
+        reshaped = {name for name, _, _ in incompatible.incorrect_shapes}
+        missing = set(incompatible.missing_keys) - reshaped
         head = {name for name in self.model.state_dict() if not name.startswith(BACKBONE)}
         if head <= missing:
             missing -= head

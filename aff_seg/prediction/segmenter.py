@@ -49,8 +49,8 @@ class Segmenter:
             the config has no dataset.
 
     Raises:
-        UserError: the model is not MaskFormer, its weights are missing, damaged, or of another
-            model, or the device cannot compute in ``dtype``.
+        UserError: the model is not MaskFormer, its weights are missing, damaged, of another model
+            or of its backbone alone, or the device cannot compute in ``dtype``.
     """
 
     def __init__(self, cfg: CfgNode, *, dtype: torch.dtype = torch.float32):
@@ -61,7 +61,7 @@ class Segmenter:
                 "MaskFormer is; take Detectron2's DefaultPredictor and Visualizer."
             )
         _check_dtype(dtype, self.model.device)
-        Checkpointer(self.model).load(cfg.MODEL.WEIGHTS)
+        Checkpointer(self.model).load(cfg.MODEL.WEIGHTS, whole=True)
         datasets = (*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN)
         self.metadata = MetadataCatalog.get(datasets[0]) if datasets else Metadata()
         self.confidence = None

@@ -106,6 +106,7 @@ def test_other_class_count_loads_the_rest_and_says_what_not(tmp_path, caplog):
     assert torch.equal(other["class_embed"].weight, initial)
     assert "4 of 6 keys matched; 2 differ in shape (class_embed.weight, " in caplog.text
     assert "class_embed.weight (7, 8): the file has (4, 8)" in caplog.text
+    assert caplog.text.count("  class_embed.weight") == 1
 
 
 def test_extra_and_missing_keys_are_named(tmp_path, caplog):

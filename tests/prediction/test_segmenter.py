@@ -201,6 +201,18 @@ def test_a_model_that_cannot_be_had_is_a_user_error(weights, monkeypatch, option
         Segmenter.from_config(**asked)
 
 
+@pytest.mark.parametrize("part", ["backbone", "other classes"])
+def test_weights_of_a_part_of_the_model_are_refused(weights, tmp_path, part):
+    state = torch.load(weights, weights_only=True)["model"]
+    if part == "backbone":
+        state = {name: value for name, value in state.items() if name.startswith("backbone.")}
+    else:
+        state["sem_seg_head.predictor.class_embed.weight"] = torch.zeros(81, 32)
+    torch.save(state, tmp_path / "part.pth")
+    with pytest.raises(UserError, match="part.pth does not hold all of this model .* train from"):
+        segmenter(tmp_path / "part.pth")
+
+
 def test_devices_and_paths_may_be_objects(weights):
     config = Path("configs", f"{CONFIG}.yaml")
     seg = Segmenter.from_config(config, Path(weights), device=torch.device("cpu"), opts=OPTS)
