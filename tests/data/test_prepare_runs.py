@@ -218,7 +218,7 @@ def test_a_file_that_cannot_be_written_is_told_and_not_its_source(tmp_path, monk
     monkeypatch.setattr(files, "atomic_open", refuse)
     assert prepare("coco", tmp_path, "--workers", 1, "--splits", "val") == 1
     made = tmp_path / "coco" / "panoptic_semseg_val2017" / "000001000001.png"
-    assert f"\nCannot write {made} (No space left on device); free" in capsys.readouterr().err
+    assert f"\nCannot write {made}: No space left on device; free" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from aff_seg.atomic_file import atomic_open
-from aff_seg.errors import UserError
+from aff_seg.errors import UserError, write_errors
 
 # What Pillow raises for damaged files of various formats.
 _DAMAGE = (OSError, SyntaxError, ValueError, EOFError)
@@ -91,14 +91,9 @@ def require_size(path: Path, found: tuple[int, ...], picture: Path) -> None:
 @contextlib.contextmanager
 def _write(path: Path) -> Iterator[IO[bytes]]:
     """A file that appears whole or not at all."""
-    try:
-        with atomic_open(str(path)) as file:
-            yield file
-    except OSError as error:
-        raise UserError(
-            f"Cannot write {path} ({error.strerror}); free some space there or correct its "
-            "permissions."
-        ) from error
+    remedy = "free some space there or correct its permissions"
+    with write_errors(str(path), remedy), atomic_open(str(path)) as file:
+        yield file
 
 
 def write_png(path: Path, pixels: np.ndarray) -> None:
