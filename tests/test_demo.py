@@ -303,7 +303,7 @@ def test_figures_of_clusters_and_importance(tmp_path, weights):
 
 def test_figures_are_of_aff(tmp_path):
     model = SimpleNamespace(has_tokens=False, model=SimpleNamespace(backbone=torch.nn.Identity()))
-    with pytest.raises(UserError, match="figures of tokens with the backbone Identity"):
+    with pytest.raises(UserError, match="--tokens is for .* Identity gives feature maps"):
         ResultWriter({"1": model}, str(tmp_path), figures=["tokens"])
 
 

@@ -26,10 +26,10 @@ TINY = {
 OPTS = [word for pair in TINY.items() for word in pair]
 
 
-def save_weights(folder, config=CONFIG):
-    """Write random weights for a config with ``OPTS``; returns the path."""
+def save_weights(folder, config=CONFIG, opts=()):
+    """Write random weights for a config with ``OPTS`` and ``opts``; returns the path."""
     torch.manual_seed(0)
-    model = build_model(load_cfg(config, OPTS))
+    model = build_model(load_cfg(config, [*OPTS, *opts]))
     path = folder / "tiny.pth"
     torch.save({"model": model.state_dict()}, path)
     return str(path)

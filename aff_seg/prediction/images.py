@@ -1,9 +1,10 @@
 """Pictures from anywhere, read as 8-bit RGB."""
 
+import struct
 import warnings
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from aff_seg.errors import UserError
 
@@ -14,7 +15,20 @@ SUFFIXES = (
     *(".tif", ".tiff", ".webp"),
 )
 # What Pillow raises for damaged files of these formats, and _to_rgb for pixels without meaning.
-_DAMAGED = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+_DAMAGED = (
+    *(OSError, SyntaxError, ValueError, TypeError, OverflowError, MemoryError, struct.error),
+    Image.DecompressionBombError,
+)
+# What puts a picture upright, by its orientation in EXIF.
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 def read_image(path: str) -> np.ndarray:
@@ -64,6 +78,8 @@ def _rgb(image: Image.Image) -> np.ndarray:
 
 def _unreadable(name: str, error: Exception) -> UserError:
     reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+    if isinstance(error, MemoryError):
+        reason = "it is damaged, or needs more memory than there is"
     return UserError(f"{name} cannot be read as an image: {reason.rstrip('.')}.")
 
 
@@ -74,10 +90,12 @@ def _why_unidentified(path: str) -> str:
 
 def _upright(image: Image.Image) -> Image.Image:
     """Apply the EXIF orientation; EXIF that cannot be read is ignored."""
+    # ImageOps.exif_transpose would also write the rest of EXIF anew, and fail where that is odd.
     try:
-        return ImageOps.exif_transpose(image)
+        orientation = image.getexif().get(ExifTags.Base.Orientation)
     except _DAMAGED:
         return image
+    return image.transpose(_TURNS[orientation]) if orientation in _TURNS else image
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -16,7 +16,7 @@ from aff_seg.prediction.coco_panoptic import CocoPanopticWriter
 from aff_seg.prediction.images import read_image
 from aff_seg.prediction.inputs import is_video
 from aff_seg.prediction.segmentation import Segmentation, resize_nearest
-from aff_seg.prediction.segmenter import Segmenter
+from aff_seg.prediction.segmenter import Segmenter, no_tokens
 from aff_seg.prediction.video import VideoReader, VideoWriter
 from aff_seg.visualization.panels import arrange
 from aff_seg.visualization.token_figure import FIGURES
@@ -56,11 +56,7 @@ class ResultWriter:
         self._models = models
         self._model, *self._others = models.values()
         if figures and not self._model.has_tokens:
-            backbone = type(self._model.model.backbone).__name__
-            raise UserError(
-                f"There are no figures of {', '.join(figures)} with the backbone {backbone}, which "
-                "keeps all its cells; they are of AFF."
-            )
+            raise UserError(no_tokens(", ".join(f"--{kind}" for kind in figures), self._model))
         self._folder = folder
         self._figures, self._blurred = figures, blurred
         self._tile = tile

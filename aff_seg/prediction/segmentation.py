@@ -124,8 +124,7 @@ class Segmentation:
         tokens: per level, "res2" to "res5", ``(N, 2)`` int64 positions (x, y) in stride-4 pixels
             of the network's input; some may lie in its padding. Only if asked for.
         importance: per level but the last, ``(N,)`` float32 in (0, 1), that of the tokens.
-        cluster_size: per level, of how many tokens in a row each cluster is; None for cells of a
-            grid.
+        cluster_size: per level, of how many tokens in a row each cluster is.
         input_size: (H, W) in pixels that the image had in the network's input, without padding.
     """
 
@@ -136,7 +135,7 @@ class Segmentation:
     found: list[Found] | None = None
     tokens: Mapping[str, np.ndarray] | None = None
     importance: Mapping[str, np.ndarray] | None = None
-    cluster_size: Mapping[str, int | None] | None = None
+    cluster_size: Mapping[str, int] | None = None
     input_size: Size | None = None
 
     @cached_property

@@ -15,6 +15,7 @@ from detectron2.modeling import build_model
 from PIL import Image
 
 from aff_seg.backbone import AutoFocusFormer
+from aff_seg.backbone.builders import AutoFocusFormerGrid
 from aff_seg.engine.checkpoint import Checkpointer
 from aff_seg.errors import UserError
 from aff_seg.prediction.images import read_image, rgb_array
@@ -47,6 +48,7 @@ class Segmenter:
         model: in evaluation mode.
         metadata: names and colours of the classes, those of the first test dataset; empty where
             the config has no dataset.
+        has_tokens: whether the backbone gives tokens, not feature maps: only AutoFocusFormer does.
 
     Raises:
         UserError: the model is not MaskFormer, its weights are missing, damaged, of another model
@@ -64,6 +66,9 @@ class Segmenter:
         Checkpointer(self.model).load(cfg.MODEL.WEIGHTS, whole=True)
         datasets = (*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN)
         self.metadata = MetadataCatalog.get(datasets[0]) if datasets else Metadata()
+        backbone = self.model.backbone
+        self._is_aff = isinstance(backbone, AutoFocusFormer)
+        self.has_tokens = self._is_aff and not isinstance(backbone, AutoFocusFormerGrid)
         self.confidence = None
         self.batch = 4
         self._dtype = dtype
@@ -133,11 +138,6 @@ class Segmenter:
         self._batch = most
 
     @property
-    def has_tokens(self) -> bool:
-        """Whether the backbone is AFF, which keeps some tokens and not others."""
-        return isinstance(self.model.backbone, AutoFocusFormer)
-
-    @property
     def keep(self) -> float:
         """Share of the tokens that each downsampling of AFF keeps, above 0 and at most 1.
 
@@ -155,7 +155,7 @@ class Segmenter:
 
     @property
     def _aff(self) -> AutoFocusFormer:
-        if not self.has_tokens:
+        if not self._is_aff:
             name = type(self.model.backbone).__name__
             raise UserError(f"{name} keeps all its cells; only AFF has tokens.")
         return self.model.backbone
@@ -187,6 +187,8 @@ class Segmenter:
         """
         if tokens and tile is not None:
             raise UserError("tokens=True is for whole images; leave out tile.")
+        if tokens and not self.has_tokens:
+            raise UserError(no_tokens("tokens=True", self))
         if overlap is not None and tile is None:
             raise UserError("overlap is that of tiles; give tile, too.")
         if isinstance(image, list | tuple):
@@ -318,6 +320,15 @@ class Segmenter:
             return size
         scaled = ResizeShortestEdge.get_output_shape(*size, self._min_size, self._max_size)
         return max(1, scaled[0]), max(1, scaled[1])
+
+
+def no_tokens(what: str, segmenter: Segmenter) -> str:
+    """Why there are no tokens of a model, for ``what`` is told to need them."""
+    backbone = type(segmenter.model.backbone).__name__
+    return (
+        f"{what} is for MODEL.BACKBONE.NAME AutoFocusFormer, which gives tokens; the backbone "
+        f"{backbone} gives feature maps."
+    )
 
 
 def result_size(size: Size) -> Size:

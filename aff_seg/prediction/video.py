@@ -40,6 +40,8 @@ class VideoReader:
     def __init__(self, source: str | int):
         self.is_camera = isinstance(source, int)
         self._name = f"Camera {source}" if self.is_camera else source
+        if not self.is_camera:
+            _check_name(source)
         self._capture = cv2.VideoCapture(source)
         if not self._capture.isOpened():
             raise UserError(
@@ -91,6 +93,16 @@ class VideoReader:
             yield
         finally:
             signal.signal(signal.SIGINT, before)
+
+
+def _check_name(path: str) -> None:
+    """Refuse what OpenCV crashes on: bytes of a name that are no text."""
+    try:
+        path.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"{path} is no name for a video: it is not UTF-8; give the file or folder another name."
+        ) from error
 
 
 def _why_closed(path: str) -> str:
@@ -145,6 +157,7 @@ class VideoWriter:
             self._written += 1
 
     def _open(self) -> cv2.VideoWriter:
+        _check_name(self._path)
         code = cv2.VideoWriter_fourcc(*"mp4v")
         writer = cv2.VideoWriter(self._unfinished, code, self._rate, self._size[::-1])
         if not writer.isOpened():

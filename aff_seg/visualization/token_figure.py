@@ -71,7 +71,7 @@ def draw_clusters(
     Returns:
         the figure, uint8, RGB: four panels in reading order.
     """
-    _check_tokens(segmentation, clustered=True)
+    _check_tokens(segmentation)
     picture = _grey(background(image, blurred=blurred))
     panels = []
     for stage, level in STAGES.items():
@@ -96,7 +96,7 @@ def draw_importance(
     Returns:
         the figure, uint8, RGB: four panels in reading order; blue is 0, red is 1.
     """
-    _check_tokens(segmentation, clustered=True)
+    _check_tokens(segmentation)
     picture = _grey(background(image, blurred=blurred))
     panels = [(f"Image, {image.shape[1]} x {image.shape[0]}", background(image))]
     for stage, level in list(STAGES.items())[:-1]:
@@ -143,11 +143,9 @@ def spread(token: np.ndarray, size: Size, input_size: Size) -> np.ndarray:
     return token[rows[:, None], columns]
 
 
-def _check_tokens(segmentation: Segmentation, *, clustered: bool = False) -> None:
+def _check_tokens(segmentation: Segmentation) -> None:
     if segmentation.tokens is None:
         raise UserError("This result is without tokens; segment the image with tokens=True.")
-    if clustered and None in segmentation.cluster_size.values():
-        raise UserError("The cells of a grid have no clusters and no importance; only AFF has.")
 
 
 def _grey(picture: np.ndarray) -> np.ndarray:

@@ -1,11 +1,13 @@
 """Every kind of picture is read as upright 8-bit RGB; what is no picture is named."""
 
 import os
+import struct
 
 import cv2
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngImageFile
 
 from aff_seg.errors import UserError
 from aff_seg.prediction.images import read_image
@@ -123,6 +125,36 @@ def test_damaged_exif_does_not_matter(tmp_path, picture):
     exif = b"Exif\0\0II*\0\x08\0\0\0\xff\xff\x12\x01"
     read = read_back(tmp_path / "a.jpg", Image.fromarray(picture), exif=exif)
     assert read.shape == picture.shape
+
+
+@pytest.mark.parametrize("odd", [0x100, 0x11A])
+def test_odd_exif_does_not_hide_the_orientation(tmp_path, picture, odd):
+    # Text where a number belongs, as some cameras write it.
+    turned = struct.pack("<HHIHH", EXIF_ORIENTATION, 3, 1, 6, 0)
+    entries = turned + struct.pack("<HHI4s", odd, 2, 4, b"abc")
+    exif = b"Exif\0\0II*\0" + struct.pack("<IH", 8, 2) + entries + bytes(4)
+    lying = Image.fromarray(picture).transpose(Image.Transpose.ROTATE_90)
+    np.testing.assert_array_equal(read_back(tmp_path / "a.png", lying, exif=exif), picture)
+    assert read_back(tmp_path / "a.jpg", lying, exif=exif).shape == picture.shape
+
+
+@pytest.mark.parametrize(
+    ("error", "sentence"),
+    [
+        (MemoryError(), "it is damaged, or needs more memory than there is."),
+        (OverflowError("too large"), "too large."),
+        (TypeError("odd"), "odd."),
+    ],
+)
+def test_errors_of_decoders_are_told(tmp_path, picture, monkeypatch, error, sentence):
+    path = tmp_path / "a.png"
+    Image.fromarray(picture).save(path)
+
+    def fail(self):
+        raise error
+
+    monkeypatch.setattr(PngImageFile, "load", fail)
+    assert error_of(path).endswith(f"cannot be read as an image: {sentence}")
 
 
 def test_names_with_spaces_and_other_scripts(tmp_path, picture):

@@ -146,6 +146,28 @@ def test_the_share_of_tokens_kept_can_be_changed(weights):
 
 
 @pytest.mark.parametrize(
+    ("backbone", "name"),
+    [("build_aff_backbone", "AutoFocusFormerGrid"), ("build_resnet_backbone", "ResNet")],
+)
+def test_feature_maps_are_no_tokens(tmp_path, backbone, name):
+    opts = ["MODEL.BACKBONE.NAME", backbone, "MODEL.RESNETS.DEPTH", 18]
+    opts += ["MODEL.RESNETS.RES2_OUT_CHANNELS", 64]
+    opts += ["MODEL.RESNETS.OUT_FEATURES", ["res2", "res3", "res4", "res5"]]
+    seg, image = segmenter(save_weights(tmp_path, opts=opts), *opts), random_image(64, 96)
+    assert seg(image).panoptic.shape == (64, 96)
+    with pytest.raises(UserError, match=f"the backbone {name} gives feature maps"):
+        seg(image, tokens=True)
+    with pytest.raises(UserError, match=f"the backbone {name} gives feature maps"):
+        seg.draw(image, kind="tokens")
+    if name == "ResNet":
+        with pytest.raises(UserError, match="ResNet keeps all its cells"):
+            seg.keep = 0.5
+    else:
+        seg.keep = 0.5
+        assert seg.keep == 0.5
+
+
+@pytest.mark.parametrize(
     ("name", "value"),
     [
         *(("keep", value) for value in (0, 1.01, float("nan"), "a")),

@@ -113,6 +113,14 @@ def test_what_is_no_video_is_named(tmp_path, content, sentence):
     assert str(caught.value).startswith(f"{path} ")
 
 
+def test_names_on_which_opencv_would_crash_are_refused(tmp_path):
+    path = os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.mp4")
+    with pytest.raises(UserError, match="not UTF-8"):
+        VideoReader(path)
+    with pytest.raises(UserError, match="not UTF-8"), VideoWriter(path, 5) as writer:
+        writer.write(np.zeros((16, 16, 3), dtype=np.uint8))
+
+
 def test_a_camera_that_is_not_there_is_named():
     with pytest.raises(UserError, match="Camera 99 cannot be opened; cameras count from 0"):
         VideoReader(99)
