@@ -23,6 +23,8 @@ logger = logging.getLogger(__name__)
 
 # The share of keys that must match for a file to be taken for a checkpoint of the model.
 MIN_MATCHED_SHARE = 0.5
+# Names shown of keys left out.
+SHOWN = 4
 # The files to go on from, which the trainer writes.
 PERIODIC_NAME = re.compile(r"model_(\d{7}|final)\.pth")
 
@@ -153,6 +155,11 @@ class Checkpointer(DetectionCheckpointer):
         checkpoint = read_checkpoint(filename)
         weights = names_of(self.model, checkpoint["model"])
         self._report(filename, weights)
+        taken = {id(value) for value in weights.values()}
+        left_out = [name for name, value in checkpoint["model"].items() if id(value) not in taken]
+        if left_out:
+            shown = ", ".join(left_out[:SHOWN]) + (", ..." if len(left_out) > SHOWN else "")
+            logger.info("Not of this model, left out: %d keys (%s).", len(left_out), shown)
         return {**checkpoint, "model": weights}
 
     def _report(self, path: str, weights: dict[str, Tensor]) -> None:
@@ -173,7 +180,7 @@ class Checkpointer(DetectionCheckpointer):
             )
         if match.backbone_alone:
             logger.warning(
-                "%s is a file of a backbone, %s: the head starts from scratch.",
+                "%s gives a backbone, %s: the head starts from scratch.",
                 path,
                 match.backbone_summary(),
             )

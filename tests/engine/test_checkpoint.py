@@ -488,7 +488,9 @@ def test_classification_files_load_as_they_are(tmp_path, variant, kind, whole_mo
     else:
         torch.save({"model": weights, "epoch": 299, "np_rng": np.random.get_state()}, path)
     before = {name: value.clone() for name, value in net.state_dict().items()}
-    Checkpointer(net).load(str(path))
+    with caplog.at_level(logging.INFO):
+        Checkpointer(net).load(str(path))
+    assert re.search("left out: 4 keys .*head.weight", caplog.text)
     after = net.state_dict()
     for name, value in after.items():
         given = weights.get(name.removeprefix("backbone.")) if "backbone." in name else None
@@ -496,7 +498,7 @@ def test_classification_files_load_as_they_are(tmp_path, variant, kind, whole_mo
     lines = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     keys = len(weights) - 4
     assert lines[0] == (
-        f"{path} is a file of a backbone, {keys} of {keys + 8} keys of it matched: the head "
+        f"{path} gives a backbone, {keys} of {keys + 8} keys of it matched: the head "
         "starts from scratch."
     )
     assert len(lines) == 2 and lines[1].startswith("Not loaded, left at their initial values:")
