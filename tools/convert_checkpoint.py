@@ -24,13 +24,14 @@ from torch import Tensor, nn
 from aff_seg.atomic_file import atomic_open
 from aff_seg.cli import plain_errors
 from aff_seg.config_files import config_folder
-from aff_seg.engine.checkpoint import Match, compare
+from aff_seg.engine.checkpoint import Match, compare, some
 from aff_seg.engine.checkpoint_file import check_weights_exist, read_checkpoint
 from aff_seg.engine.recognition import (
     BACKBONE,
     Kind,
     Recognised,
     backbone_alone,
+    left_out,
     names_of,
     recognise,
     segmentation_names,
@@ -87,7 +88,7 @@ class Coverage:
             ("unexpected", self.match.unexpected),
         ):
             if names:
-                lines.append(f"{what}: {_some(names)}")
+                lines.append(f"{what}: {some(names, SHOWN)}")
         return lines
 
     def _row(self, title: str, module: str | None) -> tuple:
@@ -104,11 +105,6 @@ class Coverage:
         counts = (len(matched), len(missing), len(reshaped), len(unexpected))
         share = f"{1000 * found // total / 10}%" if total else ""  # 100% only if it is all
         return (title, *counts, f"{found} of {total}", share)
-
-
-def _some(names: list[str]) -> str:
-    """The first of some names."""
-    return ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")
 
 
 def _module(name: str) -> str:
@@ -141,15 +137,14 @@ def convert(
     checkpoint = read_checkpoint(source)
     weights, rest = checkpoint["model"], sorted(str(key) for key in checkpoint if key != "model")
     found = recognise(weights)
-    left_out = f"; left out: {', '.join(rest)}" if rest else ""
-    print(f"{source}: {_container(checkpoint)}{found}{left_out}")
+    besides = f"; left out: {', '.join(rest)}" if rest else ""
+    print(f"{source}: {_container(checkpoint)}{found}{besides}")
     model = _model(config_file or _published_config(found))
     kept = segmentation_names(weights)
     if model is not None:
         kept = names_of(model, kept)
-    taken = {id(value) for value in kept.values()}
-    if dropped := [name for name, value in weights.items() if id(value) not in taken]:
-        print(f"Not of this model, left out: {_some(dropped)}")
+    if dropped := left_out(weights, kept):
+        print(f"Not of this model, left out: {some(dropped, SHOWN)}")
     if part == "backbone" and model is None:
         kept = backbone_alone(kept)
     elif part == "backbone":

@@ -16,7 +16,7 @@ from aff_seg.engine.checkpoint_file import (
     read_checkpoint,
     write_checkpoint,
 )
-from aff_seg.engine.recognition import BACKBONE, names_of
+from aff_seg.engine.recognition import BACKBONE, left_out, names_of
 from aff_seg.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -155,11 +155,9 @@ class Checkpointer(DetectionCheckpointer):
         checkpoint = read_checkpoint(filename)
         weights = names_of(self.model, checkpoint["model"])
         self._report(filename, weights)
-        taken = {id(value) for value in weights.values()}
-        left_out = [name for name, value in checkpoint["model"].items() if id(value) not in taken]
-        if left_out:
-            shown = ", ".join(left_out[:SHOWN]) + (", ..." if len(left_out) > SHOWN else "")
-            logger.info("Not of this model, left out: %d keys (%s).", len(left_out), shown)
+        if unused := left_out(checkpoint["model"], weights):
+            shown = some(unused, SHOWN)
+            logger.info("Not of this model, left out: %d keys (%s).", len(unused), shown)
         return {**checkpoint, "model": weights}
 
     def _report(self, path: str, weights: dict[str, Tensor]) -> None:
@@ -281,9 +279,13 @@ class Match:
             (self.unexpected, "of the file are not in the model"),
         ):
             if names:
-                shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
-                parts.append(f"{len(names)} {what} ({shown})")
+                parts.append(f"{len(names)} {what} ({some(names, 3)})")
         return "; ".join(parts)
+
+
+def some(names: list[str], most: int) -> str:
+    """The first of some names."""
+    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
 
 
 def compare(model: dict[str, Tensor], weights: dict[str, Tensor]) -> Match:

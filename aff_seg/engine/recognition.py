@@ -114,6 +114,12 @@ def backbone_alone(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     return {BACKBONE + n: w for n, w in named.items() if not n.startswith(_CLASSIFIER)}
 
 
+def left_out(weights: dict[str, Tensor], taken: dict[str, Tensor]) -> list[str]:
+    """Names of the weights that are not in ``taken``, under whatever names there."""
+    kept = {id(value) for value in taken.values()}
+    return [name for name, value in weights.items() if id(value) not in kept]
+
+
 def names_of(model: nn.Module, weights: dict[str, Tensor]) -> dict[str, Tensor]:
     """Weights under the names of ``model``, if they are of its backbone by another prefix.
 
