@@ -207,7 +207,8 @@ def load_configs(args: argparse.Namespace) -> dict[str, CfgNode]:
         pairs.append((args.other_config_file, args.other_weights))
     configs = {}
     for number, (config, weights) in enumerate(pairs, start=1):
-        cfg = load_cfg(config, [*args.opts, "MODEL.WEIGHTS", weights])
+        cfg = load_cfg(config, args.opts)
+        cfg.MODEL.WEIGHTS = weights
         check_weights_exist(weights)
         configs[f"{number}: {os.path.splitext(os.path.basename(config))[0]}"] = cfg
     return configs

@@ -265,6 +265,8 @@ def test_missing_config_and_weights_are_named(tmp_path, weights, capfd):
     assert "gone.pth does not exist" in error_line(capfd, argv)
     argv = arguments(weights, [tmp_path], tmp_path / "out", opts=["MODEL.AFF.ALPHAA", "1"])
     assert "did you mean MODEL.AFF.ALPHA?" in error_line(capfd, argv)
+    argv = arguments(weights, [tmp_path], tmp_path / "out", opts=["MODEL.DEVICE"])
+    assert error_line(capfd, argv).endswith(" MODEL.DEVICE'.")
     semantic = ["MODEL.MASK_FORMER.TEST.PANOPTIC_ON", "False"]
     argv = arguments(weights, [tmp_path], tmp_path / "out", "--coco-panoptic", opts=semantic)
     assert "--coco-panoptic needs panoptic results" in error_line(capfd, argv)

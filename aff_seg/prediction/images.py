@@ -51,7 +51,6 @@ def read_image(path: str) -> np.ndarray:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about damaged EXIF and large pictures
             with Image.open(path, formats=FORMATS) as image:
-                image.load()
                 return _rgb(image)
     except UnidentifiedImageError as error:
         raise UserError(f"{path} {_why_unidentified(path)}.") from error
@@ -73,6 +72,7 @@ def rgb_array(image: Image.Image, name: str = "The PIL image") -> np.ndarray:
 
 
 def _rgb(image: Image.Image) -> np.ndarray:
+    image.load()  # a TIFF turns itself upright here, and its EXIF says so only then
     return np.array(_to_rgb(_upright(image)))
 
 

@@ -61,8 +61,8 @@ class VideoReader:
         given, end = 0, 0.0
         try:
             while not self._stopped:
-                there, frame = self._capture.read()
-                if not there:
+                frame = self._read()
+                if frame is None:
                     break
                 given += 1
                 end = self._capture.get(cv2.CAP_PROP_POS_MSEC) / 1000 + 1 / self.rate
@@ -78,6 +78,14 @@ class VideoReader:
                 f"{self._name} ends after {given} of {self.count} frames; the rest is damaged, "
                 "missing, or sound alone."
             )
+
+    def _read(self) -> np.ndarray | None:
+        """The next frame, BGR; None at the end, and where the file is damaged."""
+        try:
+            there, frame = self._capture.read()
+        except cv2.error:
+            return None
+        return frame if there else None
 
     @contextlib.contextmanager
     def ended_by_interrupt(self) -> Iterator[None]:

@@ -10,7 +10,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngImageFile
 
 from aff_seg.errors import UserError
-from aff_seg.prediction.images import read_image
+from aff_seg.prediction.images import read_image, rgb_array
 
 EXIF_ORIENTATION = 274
 
@@ -117,7 +117,11 @@ def test_exif_orientation_is_applied(tmp_path, picture, orientation, undo):
     exif = Image.Exif()
     exif[EXIF_ORIENTATION] = orientation
     lying = Image.fromarray(picture).transpose(undo)
-    np.testing.assert_array_equal(read_back(tmp_path / "a.png", lying, exif=exif), picture)
+    for suffix in ("png", "tif"):
+        path = tmp_path / f"a.{suffix}"
+        np.testing.assert_array_equal(read_back(path, lying, exif=exif), picture)
+        with Image.open(path) as unread:
+            np.testing.assert_array_equal(rgb_array(unread), picture)
     assert read_back(tmp_path / "a.jpg", lying, exif=exif).shape == picture.shape
 
 

@@ -68,6 +68,18 @@ def test_a_file_that_ends_early_is_told_of(read):
     assert "Camera 2 has no frame" in read(2, frames=0)[0].problem
 
 
+def test_a_file_that_opencv_stumbles_over_ends_there(monkeypatch, read):
+    def stumble(self):
+        if self.left == 5:
+            raise cv2.error("Assertion failed")
+        return whole(self)
+
+    whole = Capture.read
+    monkeypatch.setattr(Capture, "read", stumble)
+    frames, pictures = read(frames=8, count=8.0)
+    assert len(pictures) == 3 and "a.mp4 ends after 3 of 8 frames" in frames.problem
+
+
 def test_an_uneven_rate_is_no_early_end(read):
     # Some files tell their duration alone, from which OpenCV estimates the number of frames.
     assert read(frames=10, count=28.0, step=0.3)[0].problem is None
