@@ -234,6 +234,7 @@ class Segmenter:
         pixels = _pixels(image)
         if segmentation is None:
             segmentation = self(pixels, tokens=kind != "overlay")
+        _check_one(segmentation)
         if segmentation.size != pixels.shape[:2]:
             raise UserError(
                 f"The segmentation is of an image of (height, width) {segmentation.size}, but the "
@@ -246,6 +247,7 @@ class Segmenter:
 
     def to_json(self, segmentation: Segmentation) -> dict[str, Any]:
         """Plain values, see :func:`aff_seg.prediction.segments.segments_to_json`."""
+        _check_one(segmentation)
         return segments_to_json(segmentation, self.metadata)
 
     def _whole(self, pictures: Sequence[np.ndarray], tokens: bool) -> list[Segmentation]:
@@ -329,6 +331,14 @@ def no_tokens(what: str, segmenter: Segmenter) -> str:
         f"{what} is for MODEL.BACKBONE.NAME AutoFocusFormer, which gives tokens; the backbone "
         f"{backbone} gives feature maps."
     )
+
+
+def _check_one(segmentation: Any) -> None:
+    if not isinstance(segmentation, Segmentation):
+        raise UserError(
+            f"The result of one image is wanted, not a {type(segmentation).__name__}; of a list, "
+            "give the results one by one."
+        )
 
 
 def result_size(size: Size) -> Size:

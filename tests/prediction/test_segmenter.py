@@ -249,6 +249,13 @@ def test_draw_and_json(weights):
     assert len(seg.to_json(result)["panoptic"]) == len(result.segments)
 
 
+def test_results_of_a_list_are_taken_one_by_one(weights):
+    seg, image = segmenter(weights), random_image(64, 64)
+    for use in (seg.to_json, lambda found: seg.draw(image, found)):
+        with pytest.raises(UserError, match="not a list; of a list, give the results one by one"):
+            use(seg([image]))
+
+
 @pytest.mark.parametrize("kind", ["overlay", *FIGURES])
 def test_every_kind_of_picture_is_drawn(weights, kind):
     seg, image = segmenter(weights), random_image(64, 96)
