@@ -34,8 +34,8 @@ PANELS = (
 def read_metrics(path: str) -> dict[str, Series]:
     """Read the file of Detectron2's ``JSONWriter``.
 
-    A run that was resumed, or started again in the same folder, appends to the file: where a
-    scalar comes again at the same or an earlier iteration, what it had from there on is dropped.
+    A run that was resumed, or started again in the same folder, appends to the file: where
+    iterations go back, what the run before had from there on is dropped.
 
     Args:
         path: a file with one JSON object a line.
@@ -44,6 +44,7 @@ def read_metrics(path: str) -> dict[str, Series]:
         Per scalar its (iteration, value) pairs, by increasing iteration.
     """
     series: dict[str, Series] = defaultdict(list)
+    last = -1
     with open(path, encoding="utf-8") as file:
         for line in file:
             try:
@@ -51,11 +52,15 @@ def read_metrics(path: str) -> dict[str, Series]:
             except ValueError:
                 continue  # cut short by a kill
             iteration = row.pop("iteration")
+            if iteration <= last:
+                # Scores at the iteration itself may be those of the checkpoint gone on from.
+                for key, points in series.items():
+                    kept = iteration - (key in row)
+                    series[key] = [point for point in points if point[0] <= kept]
+            last = iteration
             for key, value in row.items():
-                while series[key] and series[key][-1][0] >= iteration:
-                    series[key].pop()
                 series[key].append((iteration, value))
-    return dict(series)
+    return {key: points for key, points in series.items() if points}
 
 
 def end_last_line(path: str) -> None:

@@ -33,16 +33,22 @@ def rows(iterations, **scalars):
 
 
 def test_metrics_of_a_resumed_run_replace_those_after_its_checkpoint(tmp_path):
-    file = write_rows(
-        tmp_path / "metrics.json",
-        rows([0, 2, 4, 6], lr=0.0) + [{"iteration": 4, "PQ": 7.0}] + rows([3, 5], lr=100.0),
-    )
+    before = rows([0, 2, 3, 6], lr=0.0)
+    for row, score in zip(before[1:], (5.0, 6.0, 7.0), strict=True):
+        row["PQ"] = score
+    file = write_rows(tmp_path / "metrics.json", before + rows([3, 5], lr=100.0))
     with open(file, "a") as stream:
         stream.write('{"iteration": 7, "l')  # killed while writing
     assert read_metrics(file) == {
         "lr": [(0, 0.0), (2, 2.0), (3, 103.0), (5, 105.0)],
-        "PQ": [(4, 7.0)],
+        "PQ": [(2, 5.0), (3, 6.0)],
     }
+
+
+def test_metrics_of_a_run_started_again_are_its_own(tmp_path):
+    before = [*rows([0, 1, 2], lr=0.0), {"iteration": 3, "PQ": 7.0}]
+    file = write_rows(tmp_path / "metrics.json", before + rows([0, 1, 2, 3, 4], lr=100.0))
+    assert read_metrics(file) == {"lr": [(i, 100.0 + i) for i in range(5)]}
 
 
 def test_curves_are_drawn_as_far_as_there_are_any(tmp_path):
